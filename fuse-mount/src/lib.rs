@@ -1,0 +1,1 @@
+//! Disks as files: a FUSE filesystem over a small trait.

@@ -1,0 +1,1 @@
+//! Copy-on-write linked clones of disk images.

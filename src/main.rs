@@ -1,0 +1,2 @@
+//! The `cowshed` command.
+fn main() {}
