@@ -1,1 +1,13 @@
 //! Copy-on-write linked clones of disk images.
+//!
+//! A base image is stored once; each clone is a small qcow2 delta over it that QEMU itself can open. The modules
+//! depend on each other downward only: `cli` on `vm` and `view`, those on `ops`, then `store`, `disk`, `qcow2`,
+//! `storage`, and `units` and `error` at the bottom.
+
+pub mod disk;
+pub mod error;
+pub mod qcow2;
+pub mod storage;
+pub mod units;
+
+pub use error::{Error, Kind, Result};

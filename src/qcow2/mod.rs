@@ -1,0 +1,240 @@
+//! One qcow2 image file.
+
+use crate::error::Result;
+use crate::storage::Storage;
+use crate::units::{GuestOffset, HostOffset};
+use std::sync::Arc;
+
+/// How an image is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// Whether the image may be changed.
+    pub writable: bool,
+    /// Bytes of L2 tables kept in memory.
+    pub metadata_cache: u64,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { writable: false, metadata_cache: 32 << 20 }
+    }
+}
+
+/// What a new image is like.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Size of the virtual disk in bytes, a multiple of 512.
+    pub virtual_size: u64,
+    /// Log2 of the cluster size: 9 to 21 (14 to 21 with extended L2).
+    pub cluster_bits: u32,
+    /// Whether each cluster is mapped by 32 subclusters.
+    pub extended_l2: bool,
+    /// Backing file name and format as the header gives them.
+    pub backing: Option<BackingName>,
+    /// The base that the image stands on.
+    pub identity: Option<Identity>,
+}
+
+impl CreateOptions {
+    /// A clone's geometry: 128 KiB clusters with 4 KiB subclusters.
+    #[must_use]
+    pub fn new(virtual_size: u64) -> Self {
+        Self { virtual_size, cluster_bits: 17, extended_l2: true, backing: None, identity: None }
+    }
+}
+
+/// A backing file as a header names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackingName {
+    /// File name, relative to the image's folder unless absolute.
+    pub file: String,
+    /// `raw` or `qcow2`; `None` when the header leaves it to be guessed.
+    pub format: Option<String>,
+}
+
+/// Which base a delta stands on: a private header extension.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Name of the base.
+    pub name: String,
+    /// Its version, from 1 on.
+    pub version: u32,
+    /// Digest of its content.
+    pub digest: [u8; 32],
+}
+
+/// What is under an image: its backing chain.
+pub trait Below: Sync {
+    /// Fills `buf` with what the guest sees at `at` without this image; zeros past the end of the chain.
+    ///
+    /// # Errors
+    /// Whatever reading the chain gives.
+    fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()>;
+    /// Length of the disk below in bytes; past it zeros are read.
+    fn size(&self) -> u64;
+}
+
+/// Nothing below: zeros.
+#[derive(Debug)]
+pub struct Nothing;
+
+impl Below for Nothing {
+    fn read(&self, buf: &mut [u8], _: GuestOffset) -> Result<()> {
+        buf.fill(0);
+        Ok(())
+    }
+    fn size(&self) -> u64 {
+        0
+    }
+}
+
+/// Where the bytes of a run come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The image says nothing: what is below shows.
+    Below,
+    /// Zeros; `host` when a host cluster is kept allocated for it.
+    Zero {
+        /// Whether the image holds a host cluster for it.
+        allocated: bool,
+    },
+    /// Bytes of the image file.
+    Data(HostOffset),
+    /// A compressed cluster.
+    Compressed,
+}
+
+/// A run of the virtual disk that comes from one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Length in bytes, at least 1.
+    pub len: u64,
+    /// Where its bytes are.
+    pub source: Source,
+}
+
+/// One open image, shared by many threads.
+#[derive(Debug)]
+pub struct Image {}
+
+/// What [`check`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Sentences, one for each damage; at most the first 1000.
+    pub errors: Vec<String>,
+    /// How many damages there are.
+    pub error_count: u64,
+    /// Host clusters that are counted as used and are not.
+    pub leaks: u64,
+    /// Guest clusters with a host cluster.
+    pub allocated_clusters: u64,
+    /// Guest clusters that are compressed.
+    pub compressed_clusters: u64,
+    /// Guest clusters in all.
+    pub total_clusters: u64,
+    /// End of the used part of the file in bytes.
+    pub image_end: u64,
+}
+
+/// Writes an empty image into `storage`, which must be empty; durable after its next sync.
+///
+/// # Errors
+/// `Invalid` for a geometry that qcow2 does not have; the host's errors.
+pub fn create(_storage: &dyn Storage, _options: &CreateOptions) -> Result<()> {
+    todo!()
+}
+
+/// Checks the whole image and collects all damage.
+///
+/// # Errors
+/// When the header cannot be read at all; the host's errors.
+pub fn check(_storage: Arc<dyn Storage>) -> Result<CheckReport> {
+    todo!()
+}
+
+/// Gives leaked clusters back and corrects reference counts; returns the report of a check made afterwards.
+///
+/// # Errors
+/// When an error is beyond repair; the host's errors.
+pub fn repair(_storage: Arc<dyn Storage>) -> Result<CheckReport> {
+    todo!()
+}
+
+impl Image {
+    /// Opens and validates an image.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Unsupported`, or the host's.
+    pub fn open(_storage: Arc<dyn Storage>, _options: OpenOptions) -> Result<Self> {
+        todo!()
+    }
+    /// Size of the virtual disk in bytes.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        todo!()
+    }
+    /// The backing file that the header names.
+    #[must_use]
+    pub fn backing(&self) -> Option<&BackingName> {
+        todo!()
+    }
+    /// The base that the header names.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        todo!()
+    }
+    /// Size of a cluster in bytes.
+    #[must_use]
+    pub fn cluster_size(&self) -> u64 {
+        todo!()
+    }
+    /// Reads; the range must lie inside the disk.
+    ///
+    /// # Errors
+    /// `Invalid` outside of the disk; `Corrupt`; the host's.
+    pub fn read(&self, _buf: &mut [u8], _at: GuestOffset, _below: &dyn Below) -> Result<()> {
+        todo!()
+    }
+    /// Writes; the range must lie inside the disk.
+    ///
+    /// # Errors
+    /// As [`Image::read`], and `ReadOnly`, `NoSpace`, `Latched`.
+    pub fn write(&self, _data: &[u8], _at: GuestOffset, _below: &dyn Below) -> Result<()> {
+        todo!()
+    }
+    /// Makes a range read as zeros.
+    ///
+    /// # Errors
+    /// As [`Image::write`].
+    pub fn write_zeroes(&self, _at: GuestOffset, _len: u64, _below: &dyn Below) -> Result<()> {
+        todo!()
+    }
+    /// Frees what it can of a range; all of it reads as zeros afterwards.
+    ///
+    /// # Errors
+    /// As [`Image::write`].
+    pub fn discard(&self, _at: GuestOffset, _len: u64, _below: &dyn Below) -> Result<()> {
+        todo!()
+    }
+    /// Makes every write that returned before durable.
+    ///
+    /// # Errors
+    /// `Latched`, `NoSpace`, the host's.
+    pub fn flush(&self) -> Result<()> {
+        todo!()
+    }
+    /// Flushes and gives reserved clusters back. The image stays usable.
+    ///
+    /// # Errors
+    /// As [`Image::flush`].
+    pub fn close(&self) -> Result<()> {
+        todo!()
+    }
+    /// The run that starts at `at`, which must lie inside the disk.
+    ///
+    /// # Errors
+    /// `Corrupt`, the host's.
+    pub fn extent(&self, _at: GuestOffset) -> Result<Extent> {
+        todo!()
+    }
+}

@@ -1,0 +1,117 @@
+//! A file of the host's filesystem.
+
+use super::{Run, Storage};
+use crate::units::{HostOffset, SECTOR, length};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek64};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+/// A host file, read and written through the page cache at explicit offsets.
+#[derive(Debug)]
+pub struct HostFile {
+    file: File,
+}
+
+impl HostFile {
+    /// Takes over an open file; whether it can be written depends on how it was opened.
+    #[must_use]
+    pub fn new(file: File) -> Self {
+        Self { file }
+    }
+}
+
+impl AsFd for HostFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn signed(value: u64) -> io::Result<i64> {
+    i64::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+impl Storage for HostFile {
+    fn read_at(&self, mut buf: &mut [u8], at: HostOffset) -> io::Result<()> {
+        let mut at = at.0;
+        while !buf.is_empty() {
+            match self.file.read_at(buf, at) {
+                Ok(0) => {
+                    buf.fill(0);
+                    return Ok(());
+                }
+                Ok(n) => {
+                    buf = &mut buf[n..];
+                    at += length(n);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, data: &[u8], at: HostOffset) -> io::Result<()> {
+        self.file.write_all_at(data, at.0)
+    }
+
+    fn punch(&self, at: HostOffset, len: u64) -> io::Result<()> {
+        let end = self.len()?.min(at.0.saturating_add(len));
+        if end <= at.0 {
+            return Ok(());
+        }
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match fallocate(&self.file, mode, signed(at.0)?, signed(end - at.0)?) {
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => write_zeros(self, at, end - at.0),
+            other => Ok(other?),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn run_at(&self, at: HostOffset) -> io::Result<Run> {
+        let end = self.len()?;
+        if at.0 >= end {
+            return Ok(Run { len: u64::MAX - at.0, data: false });
+        }
+        let data = match lseek64(&self.file, signed(at.0)?, Whence::SeekData) {
+            Ok(data) => data.unsigned_abs(),
+            Err(Errno::ENXIO) => return Ok(Run { len: end - at.0, data: false }),
+            Err(Errno::EINVAL) => return Ok(Run { len: end - at.0, data: true }),
+            Err(error) => return Err(error.into()),
+        };
+        if data > at.0 {
+            return Ok(Run { len: data - at.0, data: false });
+        }
+        let hole = lseek64(&self.file, signed(at.0)?, Whence::SeekHole)?.unsigned_abs();
+        Ok(Run { len: hole.clamp(at.0 + 1, end.max(at.0 + 1)) - at.0, data: true })
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks() * SECTOR)
+    }
+}
+
+fn write_zeros(file: &HostFile, at: HostOffset, len: u64) -> io::Result<()> {
+    const ZEROS: [u8; 65536] = [0; 65536];
+    let mut done = 0;
+    while done < len {
+        let step = (len - done).min(length(ZEROS.len()));
+        file.write_at(&ZEROS[..crate::units::index(step)], at + done)?;
+        done += step;
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! Refuses everything that changes a file once its host has failed in a way that cannot be repeated.
+
+use super::{Run, Storage};
+use crate::units::HostOffset;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A storage that is latched by the first failed sync, and by the first write that fails for another reason than
+/// missing space.
+///
+/// After a failed sync the kernel may have dropped the dirty pages and marked them clean, so that a second sync
+/// would report a success that never happened. A full filesystem loses nothing: the write was refused, and can be
+/// repeated. Reads go on either way.
+#[derive(Debug)]
+pub struct Latch {
+    inner: Arc<dyn Storage>,
+    closed: AtomicBool,
+}
+
+impl Latch {
+    /// Guards `inner`.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Storage>) -> Self {
+        Self { inner, closed: AtomicBool::new(false) }
+    }
+
+    /// Whether an earlier failure closed the latch.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn change(&self, run: impl FnOnce(&dyn Storage) -> io::Result<()>, space: bool) -> io::Result<()> {
+        if self.is_closed() {
+            return Err(io::Error::other(
+                "an earlier write or sync of this file failed; close it, check the host's disk and open it again",
+            ));
+        }
+        let result = run(&*self.inner);
+        if let Err(error) = &result
+            && !(space && is_out_of_space(error))
+        {
+            self.closed.store(true, Ordering::Release);
+        }
+        result
+    }
+}
+
+fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}
+
+impl Storage for Latch {
+    fn read_at(&self, buf: &mut [u8], at: HostOffset) -> io::Result<()> {
+        self.inner.read_at(buf, at)
+    }
+
+    fn write_at(&self, data: &[u8], at: HostOffset) -> io::Result<()> {
+        self.change(|inner| inner.write_at(data, at), true)
+    }
+
+    fn punch(&self, at: HostOffset, len: u64) -> io::Result<()> {
+        self.change(|inner| inner.punch(at, len), true)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.change(|inner| inner.sync(), false)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.change(|inner| inner.set_len(len), true)
+    }
+
+    fn run_at(&self, at: HostOffset) -> io::Result<Run> {
+        self.inner.run_at(at)
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        self.inner.allocated()
+    }
+}

@@ -1,0 +1,78 @@
+//! Host files. Nothing above this module touches a file's bytes by any other way.
+
+mod host;
+mod latch;
+mod memory;
+mod recorder;
+
+use crate::units::HostOffset;
+use std::fmt;
+use std::io;
+
+pub use host::HostFile;
+pub use latch::Latch;
+pub use memory::{Fault, Memory, Operation};
+pub use recorder::{Effect, Event, Recorder};
+
+/// A run of a file that is data throughout, or a hole throughout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Length in bytes, at least 1.
+    pub len: u64,
+    /// Whether the host stores bytes for it.
+    pub data: bool,
+}
+
+/// One file of bytes, shared by many threads.
+///
+/// An implementation orders nothing by itself: what was written is durable only after a [`Storage::sync`] that began
+/// after the write had returned, and that succeeded.
+pub trait Storage: Send + Sync + fmt::Debug {
+    /// Fills `buf` from `at` on. Bytes at or past the end of the file read as zeros.
+    ///
+    /// # Errors
+    /// The host's error; `buf` then holds anything.
+    fn read_at(&self, buf: &mut [u8], at: HostOffset) -> io::Result<()>;
+
+    /// Writes all of `data` at `at`; the file grows when it must.
+    ///
+    /// # Errors
+    /// The host's error; any part of the range may then be written.
+    fn write_at(&self, data: &[u8], at: HostOffset) -> io::Result<()>;
+
+    /// Makes `len` bytes read as zeros and gives their blocks back where the host can. Never grows the file.
+    ///
+    /// # Errors
+    /// The host's error.
+    fn punch(&self, at: HostOffset, len: u64) -> io::Result<()>;
+
+    /// Makes everything that returned before this call durable, the file's length included.
+    ///
+    /// # Errors
+    /// The host's error: nothing may be assumed durable then, by this call or a later one.
+    fn sync(&self) -> io::Result<()>;
+
+    /// The file's length in bytes.
+    ///
+    /// # Errors
+    /// The host's error.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Cuts the file, or grows it by a hole.
+    ///
+    /// # Errors
+    /// The host's error.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// The run that starts at `at`; past the end of the file a hole of `u64::MAX - at` bytes.
+    ///
+    /// # Errors
+    /// The host's error.
+    fn run_at(&self, at: HostOffset) -> io::Result<Run>;
+
+    /// Bytes that the host has set aside for the file.
+    ///
+    /// # Errors
+    /// The host's error.
+    fn allocated(&self) -> io::Result<u64>;
+}
