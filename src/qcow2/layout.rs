@@ -59,6 +59,7 @@ macro_rules! on_disk {
             }
 
             /// Writes the fields.
+            #[allow(dead_code, reason = "some structures are only read")]
             pub(super) fn encode(&self) -> [u8; $size] {
                 let mut bytes = [0; $size];
                 $(self.$field.put(&mut bytes[$at..]);)*

@@ -1,6 +1,7 @@
 //! One qcow2 image file.
 
 mod allocator;
+mod check;
 mod commit;
 mod compressed;
 mod create;
@@ -14,6 +15,9 @@ pub mod layout;
 mod locks;
 mod read;
 mod refcounts;
+mod references;
+mod repair;
+mod snapshots;
 mod tables;
 mod write;
 mod zero;
@@ -21,10 +25,12 @@ mod zero;
 use crate::error::Result;
 use crate::units::{GuestOffset, HostOffset};
 
+pub use check::{CheckReport, check};
 pub use create::create;
 pub use geometry::Geometry;
 pub use header::{Compression, Header};
 pub use image::Image;
+pub use repair::repair;
 
 /// How an image is opened.
 #[derive(Clone, Copy, Debug)]
@@ -132,23 +138,4 @@ pub struct Extent {
     pub len: u64,
     /// Where its bytes are.
     pub source: Source,
-}
-
-/// What [`check`] found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CheckReport {
-    /// Sentences, one for each damage; at most the first 1000.
-    pub errors: Vec<String>,
-    /// How many damages there are.
-    pub error_count: u64,
-    /// Host clusters that are counted as used and are not.
-    pub leaks: u64,
-    /// Guest clusters with a host cluster.
-    pub allocated_clusters: u64,
-    /// Guest clusters that are compressed.
-    pub compressed_clusters: u64,
-    /// Guest clusters in all.
-    pub total_clusters: u64,
-    /// End of the used part of the file in bytes.
-    pub image_end: u64,
 }
