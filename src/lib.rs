@@ -9,5 +9,6 @@ pub mod error;
 pub mod qcow2;
 pub mod storage;
 pub mod units;
+pub mod zero;
 
 pub use error::{Error, Kind, Result};
