@@ -46,7 +46,7 @@ pub fn try_open(path: &Path, writable: bool) -> cowshed::Result<Disk> {
         next = image
             .backing()
             .map(|backing| (path.parent().unwrap().join(&backing.file), backing.format.clone()));
-        layers.push(Layer::Qcow2(image));
+        layers.push(Layer::Qcow2(Box::new(image)));
     }
     Disk::new(layers)
 }
@@ -105,13 +105,16 @@ pub fn origins(disk: &Disk) -> Vec<Origin> {
         let extent =
             disk.extent(GuestOffset(at)).unwrap_or_else(|error| panic!("extent at {at:#x}: {error}"));
         assert!(extent.len >= 1 && at + extent.len <= disk.size(), "extent at {at:#x}: {extent:?}");
-        assert_eq!(extent.len % SECTOR, 0, "extent at {at:#x} is no whole sector: {extent:?}");
-        for step in (0..extent.len).step_by(SECTOR as usize) {
+        // A raw layer of odd length ends inside a sector: the sector is what its first byte is.
+        for start in (origins.len() as u64 * SECTOR..at + extent.len).step_by(SECTOR as usize) {
             origins.push(Origin {
                 data: extent.data,
                 depth: extent.depth.map(|depth| depth as u64),
                 compressed: extent.compressed,
-                host: extent.host.filter(|_| extent.data && !extent.compressed).map(|host| host.0 + step),
+                host: extent
+                    .host
+                    .filter(|_| extent.data && !extent.compressed)
+                    .map(|host| host.0 + start - at),
             });
         }
         at += extent.len;
