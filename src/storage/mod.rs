@@ -35,6 +35,7 @@ pub struct Run {
 ///
 /// An implementation orders nothing by itself: what was written is durable only after a [`Storage::sync`] that began
 /// after the write had returned, and that succeeded.
+#[expect(clippy::len_without_is_empty, reason = "a file is not a collection")]
 pub trait Storage: Send + Sync + fmt::Debug {
     /// Fills `buf` from `at` on. Bytes at or past the end of the file read as zeros.
     ///
