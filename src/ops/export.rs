@@ -55,7 +55,7 @@ fn write_qcow2(from: &Disk, file: &Arc<dyn Storage>, progress: &dyn Progress) ->
     options.extended_l2 = false;
     qcow2::create(&**file, &options)?;
     let image = Image::open(Arc::clone(file), OpenOptions { writable: true, ..OpenOptions::default() })?;
-    let to = Disk::new(vec![Layer::Qcow2(image)])?;
+    let to = Disk::new(vec![Layer::qcow2(image)])?;
     copy(from, from.size(), &to, progress)?;
     to.close()
 }

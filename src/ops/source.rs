@@ -174,7 +174,7 @@ fn open_layer(file: &SourceFile, format: Format) -> Result<Layer> {
             report.error_count
         )));
     }
-    Ok(Layer::Qcow2(Image::open(storage, OpenOptions::default())?))
+    Ok(Layer::qcow2(Image::open(storage, OpenOptions::default())?))
 }
 
 /// The backing file that may be read: a plain name in the same folder, with its format.

@@ -13,7 +13,7 @@ use super::{Access, BaseId, DiskFormat, Name, Store};
 use crate::disk::{Layer, RawLayer};
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::{BackingName, Image, OpenOptions};
-use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, ImageLock, Latch, Role, Storage};
+use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, ImageLock, Role};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -93,7 +93,7 @@ impl Store {
         check_identity(&image, &manifest.base).map_err(|error| error.at(&place))?;
         let stands_on =
             stands_on(image.backing(), &manifest.base, base.format).map_err(|error| error.at(&place))?;
-        chain.push(Layer::Qcow2(image), folder.path().join(CLONE_DISK), None);
+        chain.push(Layer::qcow2(image), folder.path().join(CLONE_DISK), None);
         if let StandsOn::Checkpoint(number) = stands_on {
             self.push_checkpoints(
                 &mut chain,
@@ -178,7 +178,7 @@ impl Store {
                     "{place}: its header and its manifest name different parents"
                 )));
             }
-            chain.push(Layer::Qcow2(image), folder.path().join(&disk), None);
+            chain.push(Layer::qcow2(image), folder.path().join(&disk), None);
             next = manifest.parent;
         }
         Ok(())
@@ -231,15 +231,14 @@ impl Store {
             }
         };
         match (image.backing(), expected) {
-            (None, None) => Ok(Layer::Qcow2(image)),
-            (Some(found), Some((file, format))) if is(found, &file, format) => Ok(Layer::Qcow2(image)),
+            (None, None) => Ok(Layer::qcow2(image)),
+            (Some(found), Some((file, format))) if is(found, &file, format) => Ok(Layer::qcow2(image)),
             (found, _) => Err(foreign(found)),
         }
     }
 
     fn image(&self, file: File, way: Way) -> Result<Image> {
-        let file: Arc<dyn Storage> = Arc::new(HostFile::new(file));
-        let file = if way.writable { Arc::new(Latch::new(file)) } else { file };
+        let file = Arc::new(HostFile::new(file));
         Image::open(file, OpenOptions { writable: way.writable, metadata_cache: self.metadata_cache })
     }
 }

@@ -76,7 +76,7 @@ impl Store {
         let options = OpenOptions { writable: true, metadata_cache: self.metadata_cache };
         let image = Image::open(Arc::new(file), options).map_err(|error| error.at(&name))?;
         let path = staging.folder().path().join(CLONE_DISK);
-        chain.layers.insert(0, Layer::Qcow2(image));
+        chain.layers.insert(0, Layer::qcow2(image));
         chain.files.insert(0, path.clone());
         Ok(Scratch { disk: OpenDisk::new(chain, name, true)?, path, _staging: staging })
     }
