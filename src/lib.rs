@@ -6,8 +6,10 @@
 
 pub mod disk;
 pub mod error;
+pub mod ops;
 pub mod qcow2;
 pub mod storage;
+pub mod store;
 pub mod units;
 pub mod zero;
 
