@@ -1,7 +1,7 @@
 //! Disks in memory, mounted at a directory until it is unmounted or SIGTERM comes.
 //!
-//! `memory DIR [SIZE] [FLUSH_MS]`: `clones/disk.raw` and `bases/disk@1.raw` of SIZE bytes (1 GiB); every flush takes
-//! FLUSH_MS milliseconds (0). Prints one line when mounted and one when all is flushed and closed.
+//! `memory DIR [SIZE] [CLOSE_MS]`: `clones/disk.raw` and `bases/disk@1.raw` of SIZE bytes (1 GiB). Dropping an open
+//! clone takes CLOSE_MS milliseconds; then a line is printed. Prints a line when mounted, and one when all is closed.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 #[path = "../tests/common/memory.rs"]
@@ -18,7 +18,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let dir = PathBuf::from(arguments.next().ok_or("usage: memory DIR [SIZE] [FLUSH_MS]")?);
+    let dir = PathBuf::from(arguments.next().ok_or("usage: memory DIR [SIZE] [CLOSE_MS]")?);
     let size = arguments.next().map_or(Ok(1 << 30), |text| text.parse())?;
     let delay = Duration::from_millis(arguments.next().map_or(Ok(0), |text| text.parse())?);
     let source = Memory::default();
@@ -26,8 +26,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let disk = source.add("clones/disk.raw", size);
     if !delay.is_zero() {
         disk.probe(move |op| {
-            if matches!(op, Op::Flush | Op::Close) {
+            if op == Op::Drop {
                 std::thread::sleep(delay);
+                println!("dropped");
             }
             Ok(())
         });

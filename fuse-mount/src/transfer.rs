@@ -22,6 +22,9 @@ pub(crate) fn read(file: &OpenFile, buffer: &mut [u8], at: u64) -> Result<usize,
                 n if n > room => return Err(io::Error::other("more bytes read than asked for")),
                 n => done += n,
             }
+            if done < buffer.len() && at + done as u64 >= file.refresh_size()? {
+                break;
+            }
         }
         Ok(done)
     })

@@ -11,10 +11,12 @@
 
 pub mod memory;
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fuse_mount::{Mount, Options};
@@ -67,6 +69,74 @@ impl Drop for TestView {
     fn drop(&mut self) {
         drop(self.mount.take());
         let _ = nix::mount::umount2(self.dir.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// What a server prints, line by line.
+pub struct ServerLines(BufReader<ChildStdout>);
+
+impl ServerLines {
+    pub fn get_ref(&self) -> &ChildStdout {
+        self.0.get_ref()
+    }
+}
+
+impl Iterator for ServerLines {
+    type Item = io::Result<String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut line = String::new();
+        match self.0.read_line(&mut line) {
+            Ok(0) => None,
+            result => Some(result.map(|_| line.trim_end().to_owned())),
+        }
+    }
+}
+
+/// The example `memory`, as built with the tests.
+pub fn example() -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.parent().unwrap().parent().unwrap().join("examples/memory");
+    assert!(program.exists(), "{} is missing: cargo build --examples -p fuse-mount", program.display());
+    program
+}
+
+/// The example `memory`, serving in a process of its own. Killed at the end, unmounted or not.
+pub struct Server {
+    pub child: Child,
+    pub lines: ServerLines,
+    pub dir: PathBuf,
+}
+
+impl Server {
+    /// Starts `memory DIR arguments..`, by way of `prefix` (for instance `setpriv`), and waits until it has mounted.
+    pub fn start(dir: &Path, prefix: &[&str], arguments: &[&str]) -> Self {
+        Self::start_program(&example(), dir, prefix, arguments)
+    }
+
+    pub fn start_program(program: &Path, dir: &Path, prefix: &[&str], arguments: &[&str]) -> Self {
+        let mut words: Vec<&OsStr> = prefix.iter().map(OsStr::new).collect();
+        words.extend([program.as_os_str(), dir.as_os_str()]);
+        words.extend(arguments.iter().map(OsStr::new));
+        let mut command = Command::new(words[0]);
+        let mut child = command.args(&words[1..]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = ServerLines(BufReader::new(child.stdout.take().unwrap()));
+        let first = lines.next().expect("the server ends without a word").unwrap();
+        assert!(first.starts_with("mounted at "), "{first}");
+        Server { child, lines, dir: dir.to_owned() }
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = nix::mount::umount2(&self.dir, nix::mount::MntFlags::MNT_DETACH);
     }
 }
 
