@@ -23,8 +23,6 @@ use crate::view::{View, is_file_name, look_of_mounter};
 /// How long [`mount`] waits for an unmounted server to be done with the same directory.
 const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// Readahead of buffered reading, in KiB. The kernel's own default is 128.
-const READAHEAD_KIB: u32 = 1024;
 
 /// How to mount.
 #[derive(Clone, Debug)]
@@ -162,7 +160,6 @@ fn start<S: Source>(
     let session = Session::from_fd(Front(view.clone()), device, SessionACL::All, config).map_err(failed)?;
     let entry = mount_table::top_at(dir)?.filter(mount_table::Entry::is_ours);
     let entry = entry.ok_or_else(|| failed(io::Error::other("it vanished right after mounting")))?;
-    set_readahead(&entry.device);
     let shared = Arc::new(Shared {
         dir: dir.to_owned(),
         id: entry.id,
@@ -183,12 +180,6 @@ fn start<S: Source>(
     });
     spawned.map_err(failed)?;
     Ok(shared)
-}
-
-/// Only root may set it; without it, buffered sequential reading is slower, not wrong.
-fn set_readahead(device: &str) {
-    let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
-    let _ = std::fs::write(path, READAHEAD_KIB.to_string());
 }
 
 /// Serves until unmounted; then makes durable and drops what is still open.

@@ -17,8 +17,6 @@ pub(crate) const TYPE: &str = "fuse.cowshed";
 pub(crate) struct Entry {
     /// Number of the mount, unique while it lasts.
     pub(crate) id: u64,
-    /// `major:minor` of its device.
-    pub(crate) device: String,
     pub(crate) dir: PathBuf,
     pub(crate) kind: String,
 }
@@ -69,13 +67,13 @@ fn parse(line: &[u8]) -> Option<Entry> {
     let text = |field: &[u8]| std::str::from_utf8(field).ok().map(str::to_owned);
     let id = text(fields.next()?)?.parse().ok()?;
     let _parent = fields.next()?;
-    let device = text(fields.next()?)?;
+    let _device = fields.next()?;
     let _root = fields.next()?;
     let dir = PathBuf::from(unescape(fields.next()?));
     // Any number of optional fields, ended by a dash; then the type.
     fields.find(|field| *field == b"-")?;
     let kind = text(fields.next()?)?;
-    Some(Entry { id, device, dir, kind })
+    Some(Entry { id, dir, kind })
 }
 
 /// Undoes the kernel's `\ooo` for space, tab, newline and backslash.
@@ -99,7 +97,7 @@ fn unescape(field: &[u8]) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// A path as the options of a mount can carry it, or what is wrong with it.
+/// Checks that the options of a mount can carry `value`, or says what is wrong with it.
 pub(crate) fn check_option(value: &str) -> std::result::Result<(), String> {
     let bad = |c: char| c == ',' || c == '\\' || c.is_control();
     match value.chars().find(|&c| bad(c)) {
@@ -118,8 +116,7 @@ mod tests {
         let line =
             br"98 29 0:52 / /mnt/a\040b\134c rw,nosuid shared:7 master:1 - fuse.cowshed cowshed rw,user_id=0";
         let entry = parse(line).expect("valid line");
-        let expected =
-            Entry { id: 98, device: "0:52".into(), dir: PathBuf::from(r"/mnt/a b\c"), kind: TYPE.into() };
+        let expected = Entry { id: 98, dir: PathBuf::from(r"/mnt/a b\c"), kind: TYPE.into() };
         assert_eq!(entry, expected);
         assert!(entry.is_ours());
         assert_eq!(parse(b"98 29 0:52 / /mnt"), None);

@@ -8,7 +8,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::Server;
+use common::{Server, TestView};
+use fuse_mount::Options;
 
 const USER: u32 = 65534;
 const AS_USER: [&str; 4] = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
@@ -71,4 +72,20 @@ fn a_plain_user_mounts_works_and_unmounts() {
     assert!(server.child.wait().unwrap().success());
     assert_eq!(fs::metadata(dir.path()).unwrap().uid(), USER);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is mounted");
+}
+
+#[test]
+fn other_users_are_let_in_only_when_asked_for_and_then_as_far_as_modes_allow() {
+    for allow_other in [false, true] {
+        let view = TestView::with(Options { allow_other, ..Options::default() });
+        view.memory.add("bases/b@1.raw", 4096).put(0, b"base");
+        view.memory.add("clones/a.raw", 4096);
+        let base = as_user("head -c 4 \"$0/bases/b@1.raw\"", view.dir());
+        assert_eq!((base.status.success(), base.stdout == b"base"), (allow_other, allow_other), "{base:?}");
+        for script in ["cat \"$0/clones/a.raw\"", ": >> \"$0/bases/b@1.raw\"", "mkdir \"$0/clones/d\""] {
+            let refused = as_user(script, view.dir());
+            let message = String::from_utf8(refused.stderr).unwrap();
+            assert!(!refused.status.success() && message.contains("Permission denied"), "{message}");
+        }
+    }
 }
