@@ -6,6 +6,7 @@
 
 pub mod disk;
 pub mod error;
+pub mod guestfs;
 pub mod qcow2;
 pub mod storage;
 pub mod units;
