@@ -7,8 +7,11 @@
 pub mod disk;
 pub mod error;
 pub mod guestfs;
+pub mod ops;
 pub mod qcow2;
 pub mod storage;
+pub mod store;
 pub mod units;
+pub mod zero;
 
 pub use error::{Error, Kind, Result};
