@@ -12,6 +12,7 @@ pub mod qcow2;
 pub mod storage;
 pub mod store;
 pub mod units;
+pub mod view;
 pub mod zero;
 
 pub use error::{Error, Kind, Result};

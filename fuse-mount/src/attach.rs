@@ -12,9 +12,9 @@ use nix::mount::{MntFlags, MsFlags};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::{getegid, geteuid};
 
+use crate::Options;
 use crate::error::{Error, Result};
 use crate::mount_table::TYPE;
-use crate::Options;
 
 const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";

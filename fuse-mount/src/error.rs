@@ -41,7 +41,9 @@ pub enum Error {
         reason: String,
     },
     /// The FUSE device cannot be opened.
-    #[error("cannot open /dev/fuse: {source}; load the fuse module (modprobe fuse) or let this user open it (its usual mode is 0666)")]
+    #[error(
+        "cannot open /dev/fuse: {source}; load the fuse module (modprobe fuse) or let this user open it (its usual mode is 0666)"
+    )]
     FuseDevice {
         /// What the system said.
         source: io::Error,
@@ -103,7 +105,9 @@ pub enum Error {
         source: io::Error,
     },
     /// A disk could not be made durable when the view ended; its last writes may be lost.
-    #[error("{file}: the flush at unmount failed: {source}; writes since its last successful flush may be lost")]
+    #[error(
+        "{file}: the flush at unmount failed: {source}; writes since its last successful flush may be lost"
+    )]
     Flush {
         /// `folder/name` of the first such file.
         file: String,

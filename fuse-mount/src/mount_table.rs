@@ -115,7 +115,8 @@ mod tests {
 
     #[test]
     fn a_line_of_the_mount_table_is_read_whole() {
-        let line = br"98 29 0:52 / /mnt/a\040b\134c rw,nosuid shared:7 master:1 - fuse.cowshed cowshed rw,user_id=0";
+        let line =
+            br"98 29 0:52 / /mnt/a\040b\134c rw,nosuid shared:7 master:1 - fuse.cowshed cowshed rw,user_id=0";
         let entry = parse(line).expect("valid line");
         let expected =
             Entry { id: 98, device: "0:52".into(), dir: PathBuf::from(r"/mnt/a b\c"), kind: TYPE.into() };

@@ -175,7 +175,10 @@ fn data_and_holes_are_told_apart() {
     assert_eq!((data(0), hole(0)), (Ok(2 * CHUNK), Ok(0)));
     assert_eq!((data(3 * CHUNK + 5), hole(2 * CHUNK)), (Ok(3 * CHUNK + 5), Ok(5 * CHUNK)));
     assert_eq!((data(5 * CHUNK), hole(6 * CHUNK + 1)), (Err(ENXIO), Ok(6 * CHUNK + 1)));
-    assert_eq!((data(size), hole(size), data(size + 1), hole(size + 1)), (Err(ENXIO), Err(ENXIO), Err(ENXIO), Err(ENXIO)));
+    assert_eq!(
+        (data(size), hole(size), data(size + 1), hole(size + 1)),
+        (Err(ENXIO), Err(ENXIO), Err(ENXIO), Err(ENXIO))
+    );
     disk.put(9 * CHUNK, &[1]);
     assert_eq!((hole(9 * CHUNK), data(size - 1)), (Ok(size), Ok(size - 1)));
     assert_eq!(lseek(&file, 0, Whence::SeekEnd), Ok(size as i64));

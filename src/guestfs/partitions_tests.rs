@@ -73,13 +73,10 @@ fn sane(disk: &Vec<u8>) -> Vec<Partition> {
 #[test]
 fn a_gpt_made_by_sgdisk_is_read_with_its_numbers_and_types() {
     let found = sane(&gpt_disk());
-    let last = DISK / 512 - 34;
-    assert_eq!(
-        sectors(&found),
-        [(1, 2048, 16384), (2, 18432, 32768), (7, 51200, (last - 51200) / 2048 * 2048)]
-            .map(|(n, s, l)| if n == 7 { (n, s, found[2].len / 512) } else { (n, s, l) })
-    );
-    assert!(found[2].end().0 / 512 <= last + 1);
+    assert_eq!(sectors(&found)[..2], [(1, 2048, 16384), (2, 18432, 32768)]);
+    let last_usable = DISK / 512 - 34;
+    assert_eq!((found[2].number, found[2].start.0), (7, 51200 * 512));
+    assert!((last_usable - 2048..=last_usable + 1).contains(&(found[2].end().0 / 512)));
     assert_eq!(found[0].kind.to_string(), "C12A7328-F81F-11D2-BA4B-00A0C93EC93B");
     assert_eq!(found[1].kind.to_string(), "0FC63DAF-8483-4772-8E79-3D69D8477DE4");
 }
@@ -119,39 +116,43 @@ fn reseal(disk: &mut [u8], header: usize, array: usize) {
 
 #[test]
 fn each_flipped_byte_of_the_primary_gpt_header_falls_back_to_the_same_backup() {
-    let good = gpt_disk();
-    let expected = sane(&good);
+    let mut disk = gpt_disk();
+    let expected = sane(&disk);
     for at in 512..512 + 92 {
-        let mut bad = good.clone();
-        bad[at] ^= 0xff;
-        assert_eq!(sane(&bad), expected, "byte {at}");
+        disk[at] ^= 0xff;
+        assert_eq!(sane(&disk), expected, "byte {at}");
+        disk[at] ^= 0xff;
     }
 }
 
 #[test]
 fn each_flipped_byte_of_both_gpt_headers_leaves_no_partition() {
-    let good = gpt_disk();
-    let backup = good.len() - 512;
+    let mut disk = gpt_disk();
+    let backup = disk.len() - 512;
     for at in 0..92 {
-        let mut bad = good.clone();
-        bad[512 + at] ^= 0xff;
-        bad[backup + at] ^= 0xff;
-        assert_eq!(sane(&bad), [], "byte {at}");
+        for header in [512, backup] {
+            disk[header + at] ^= 0xff;
+        }
+        assert_eq!(sane(&disk), [], "byte {at}");
+        for header in [512, backup] {
+            disk[header + at] ^= 0xff;
+        }
     }
 }
 
 #[test]
 fn hostile_gpt_fields_with_right_checksums_neither_panic_nor_allocate() {
-    let good = gpt_disk();
+    let mut disk = gpt_disk();
+    let end = disk.len();
+    disk[end - 512..].fill(0);
     for (place, width) in [(12, 4), (24, 8), (32, 8), (40, 8), (48, 8), (72, 8), (80, 4), (84, 4)] {
+        let good = disk[512..1024].to_vec();
         for value in [0, 1, 2, 127, 129, 1 << 20, u64::from(u32::MAX), 1 << 40, u64::MAX / 512, u64::MAX] {
-            let mut bad = good.clone();
-            let end = bad.len();
-            bad[end - 512..].fill(0);
-            bad[512 + place..512 + place + width].copy_from_slice(&value.to_le_bytes()[..width]);
-            reseal(&mut bad, 512, 1024);
-            sane(&bad);
+            disk[512 + place..512 + place + width].copy_from_slice(&value.to_le_bytes()[..width]);
+            reseal(&mut disk, 512, 1024);
+            sane(&disk);
         }
+        disk[512..1024].copy_from_slice(&good);
     }
 }
 
@@ -185,13 +186,13 @@ fn an_mbr_made_by_sfdisk_is_read_with_its_logical_partitions() {
 
 #[test]
 fn each_flipped_byte_of_an_mbr_or_a_first_extended_record_never_panics() {
-    let good = mbr_disk();
+    let mut disk = mbr_disk();
     for base in [0, 12288 * 512] {
-        for at in (base + 446..base + 512).rev() {
+        for at in base + 446..base + 512 {
             for flip in [0xff, 0x80, 0x01] {
-                let mut bad = good.clone();
-                bad[at] ^= flip;
-                sane(&bad);
+                disk[at] ^= flip;
+                sane(&disk);
+                disk[at] ^= flip;
             }
         }
     }
