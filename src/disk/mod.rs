@@ -1,10 +1,15 @@
 //! A chain of layers as one block device.
+//!
+//! The top layer takes writes. What a layer says nothing of shows the next one; past a layer's end zeros are read,
+//! however long the layers under it are.
 
-use crate::error::Result;
-use crate::qcow2::Image;
-use crate::storage::Storage;
-use crate::units::GuestOffset;
-use std::sync::Arc;
+mod raw;
+
+use crate::error::{Error, Result};
+use crate::qcow2::{Below, Image, Source};
+use crate::units::{GuestOffset, HostOffset, index, length};
+
+pub use raw::RawLayer;
 
 /// One layer of a chain.
 #[derive(Debug)]
@@ -12,23 +17,7 @@ pub enum Layer {
     /// A raw file.
     Raw(RawLayer),
     /// A qcow2 image.
-    Qcow2(Image),
-}
-
-/// A raw file as a layer.
-#[derive(Debug)]
-pub struct RawLayer {
-    _storage: Arc<dyn Storage>,
-}
-
-impl RawLayer {
-    /// A layer of `size` bytes (the file's length) over `storage`.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn new(storage: Arc<dyn Storage>, _writable: bool) -> Result<Self> {
-        Ok(Self { _storage: storage })
-    }
+    Qcow2(Box<Image>),
 }
 
 /// Where the bytes of a run of a disk come from.
@@ -38,83 +27,200 @@ pub struct DiskExtent {
     pub len: u64,
     /// Whether a layer stores bytes for it; otherwise it reads as zeros.
     pub data: bool,
-    /// The layer that decides, 0 for the top; `None` when no layer says anything (it reads as zeros).
+    /// The layer that decides, 0 for the top; `None` when no layer says anything.
     pub depth: Option<usize>,
     /// Place in that layer's file, when its bytes are stored as they are.
-    pub host: Option<crate::units::HostOffset>,
+    pub host: Option<HostOffset>,
     /// Whether it is compressed.
     pub compressed: bool,
 }
 
 /// A chain as one block device, shared by many threads.
 #[derive(Debug)]
-pub struct Disk {}
+pub struct Disk {
+    layers: Vec<Layer>,
+}
+
+/// The layers under another one.
+struct Chain<'a>(&'a [Layer]);
+
+impl Below for Chain<'_> {
+    fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
+        let inside = self.size().saturating_sub(at.0).min(length(buf.len()));
+        let (inside, outside) = buf.split_at_mut(index(inside));
+        outside.fill(0);
+        match self.0.split_first() {
+            Some((layer, rest)) if !inside.is_empty() => layer.read(inside, at, &Chain(rest)),
+            _ => Ok(()),
+        }
+    }
+
+    fn size(&self) -> u64 {
+        self.0.first().map_or(0, Layer::size)
+    }
+}
+
+impl Layer {
+    /// A layer that is a qcow2 image.
+    #[must_use]
+    pub fn qcow2(image: Image) -> Self {
+        Self::Qcow2(Box::new(image))
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Raw(raw) => raw.size(),
+            Self::Qcow2(image) => image.virtual_size(),
+        }
+    }
+
+    fn read(&self, buf: &mut [u8], at: GuestOffset, below: &dyn Below) -> Result<()> {
+        match self {
+            Self::Raw(raw) => raw.read(buf, at),
+            Self::Qcow2(image) => image.read(buf, at, below),
+        }
+    }
+}
 
 impl Disk {
     /// A disk over `layers`, the top first.
     ///
     /// # Errors
     /// `Invalid` when there is no layer.
-    pub fn new(_layers: Vec<Layer>) -> Result<Self> {
-        todo!()
+    pub fn new(layers: Vec<Layer>) -> Result<Self> {
+        if layers.is_empty() {
+            return Err(Error::invalid("a disk has at least one layer"));
+        }
+        Ok(Self { layers })
     }
+
     /// The layers, top first.
     #[must_use]
     pub fn layers(&self) -> &[Layer] {
-        todo!()
+        &self.layers
     }
+
     /// Size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        todo!()
+        self.layers[0].size()
     }
+
+    fn below(&self) -> Chain<'_> {
+        Chain(&self.layers[1..])
+    }
+
+    fn check_range(&self, at: GuestOffset, len: u64) -> Result<()> {
+        match at.0.checked_add(len) {
+            Some(end) if end <= self.size() => Ok(()),
+            _ => Err(Error::invalid(format!(
+                "{len} bytes at {at} reach past the disk's {} bytes",
+                self.size()
+            ))),
+        }
+    }
+
     /// Reads; the range must lie inside the disk.
     ///
     /// # Errors
     /// As [`Image::read`].
-    pub fn read(&self, _buf: &mut [u8], _at: GuestOffset) -> Result<()> {
-        todo!()
+    pub fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
+        self.check_range(at, length(buf.len()))?;
+        self.layers[0].read(buf, at, &self.below())
     }
-    /// Writes into the top layer.
+
+    /// Writes into the top layer; the range must lie inside the disk.
     ///
     /// # Errors
     /// As [`Image::write`].
-    pub fn write(&self, _data: &[u8], _at: GuestOffset) -> Result<()> {
-        todo!()
+    pub fn write(&self, data: &[u8], at: GuestOffset) -> Result<()> {
+        self.check_range(at, length(data.len()))?;
+        match &self.layers[0] {
+            Layer::Raw(raw) => raw.write(data, at),
+            Layer::Qcow2(image) => image.write(data, at, &self.below()),
+        }
     }
-    /// Makes a range read as zeros.
+
+    /// Makes a range read as zeros; it must lie inside the disk.
     ///
     /// # Errors
     /// As [`Image::write`].
-    pub fn write_zeroes(&self, _at: GuestOffset, _len: u64) -> Result<()> {
-        todo!()
+    pub fn write_zeroes(&self, at: GuestOffset, len: u64) -> Result<()> {
+        self.check_range(at, len)?;
+        match &self.layers[0] {
+            Layer::Raw(raw) => raw.write_zeroes(at, len),
+            Layer::Qcow2(image) => image.write_zeroes(at, len, &self.below()),
+        }
     }
-    /// Frees a range; it reads as zeros afterwards.
+
+    /// Tells that a range is not needed: its space comes back with the next flush, and it reads as zeros.
     ///
     /// # Errors
     /// As [`Image::write`].
-    pub fn discard(&self, _at: GuestOffset, _len: u64) -> Result<()> {
-        todo!()
+    pub fn discard(&self, at: GuestOffset, len: u64) -> Result<()> {
+        self.check_range(at, len)?;
+        match &self.layers[0] {
+            Layer::Raw(raw) => raw.write_zeroes(at, len),
+            Layer::Qcow2(image) => image.discard(at, len, &self.below()),
+        }
     }
+
     /// Makes every write that returned before durable.
     ///
     /// # Errors
     /// As [`Image::flush`].
     pub fn flush(&self) -> Result<()> {
-        todo!()
+        match &self.layers[0] {
+            Layer::Raw(raw) => raw.flush(),
+            Layer::Qcow2(image) => image.flush(),
+        }
     }
-    /// Flushes and gives reserved clusters back.
+
+    /// Flushes and gives reserved clusters back. The disk stays usable.
     ///
     /// # Errors
     /// As [`Image::close`].
     pub fn close(&self) -> Result<()> {
-        todo!()
+        match &self.layers[0] {
+            Layer::Raw(raw) => raw.flush(),
+            Layer::Qcow2(image) => image.close(),
+        }
     }
+
     /// The run that starts at `at`, which must lie inside the disk.
     ///
     /// # Errors
     /// As [`Image::extent`].
-    pub fn extent(&self, _at: GuestOffset) -> Result<DiskExtent> {
-        todo!()
+    pub fn extent(&self, at: GuestOffset) -> Result<DiskExtent> {
+        self.check_range(at, 1)?;
+        let mut len = self.size() - at.0;
+        for (depth, layer) in self.layers.iter().enumerate() {
+            if at.0 >= layer.size() {
+                return Ok(DiskExtent { len, data: false, depth: None, host: None, compressed: false });
+            }
+            len = len.min(layer.size() - at.0);
+            let (extent, source) = match layer {
+                Layer::Raw(raw) => raw.extent(at)?,
+                Layer::Qcow2(image) => {
+                    let extent = image.extent(at)?;
+                    (extent.len, extent.source)
+                }
+            };
+            len = len.min(extent);
+            let host = if let Source::Data(host) = source { Some(host) } else { None };
+            let compressed = source == Source::Compressed;
+            if source != Source::Below {
+                return Ok(DiskExtent {
+                    len,
+                    data: host.is_some() || compressed,
+                    depth: Some(depth),
+                    host,
+                    compressed,
+                });
+            }
+        }
+        Ok(DiskExtent { len, data: false, depth: None, host: None, compressed: false })
     }
 }

@@ -1,9 +1,13 @@
 //! Long jobs on the store, each with progress and a way to stop.
 
 pub mod check;
+mod convert;
 pub mod export;
 pub mod import;
 pub mod map;
+mod newfile;
+mod scan;
+mod source;
 pub mod verify;
 
 /// Who is told how far a job is, and who may stop it. Called from several threads.

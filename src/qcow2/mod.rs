@@ -1,9 +1,36 @@
 //! One qcow2 image file.
 
+mod allocator;
+mod check;
+mod commit;
+mod compressed;
+mod create;
+mod entry;
+mod extensions;
+mod fresh;
+mod geometry;
+mod header;
+mod image;
+pub mod layout;
+mod locks;
+mod read;
+mod refcounts;
+mod references;
+mod repair;
+mod snapshots;
+mod tables;
+mod write;
+mod zero;
+
 use crate::error::Result;
-use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
-use std::sync::Arc;
+
+pub use check::{CheckReport, check};
+pub use create::create;
+pub use geometry::Geometry;
+pub use header::{Compression, Header};
+pub use image::Image;
+pub use repair::repair;
 
 /// How an image is opened.
 #[derive(Clone, Copy, Debug)]
@@ -111,130 +138,4 @@ pub struct Extent {
     pub len: u64,
     /// Where its bytes are.
     pub source: Source,
-}
-
-/// One open image, shared by many threads.
-#[derive(Debug)]
-pub struct Image {}
-
-/// What [`check`] found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CheckReport {
-    /// Sentences, one for each damage; at most the first 1000.
-    pub errors: Vec<String>,
-    /// How many damages there are.
-    pub error_count: u64,
-    /// Host clusters that are counted as used and are not.
-    pub leaks: u64,
-    /// Guest clusters with a host cluster.
-    pub allocated_clusters: u64,
-    /// Guest clusters that are compressed.
-    pub compressed_clusters: u64,
-    /// Guest clusters in all.
-    pub total_clusters: u64,
-    /// End of the used part of the file in bytes.
-    pub image_end: u64,
-}
-
-/// Writes an empty image into `storage`, which must be empty; durable after its next sync.
-///
-/// # Errors
-/// `Invalid` for a geometry that qcow2 does not have; the host's errors.
-pub fn create(_storage: &dyn Storage, _options: &CreateOptions) -> Result<()> {
-    todo!()
-}
-
-/// Checks the whole image and collects all damage.
-///
-/// # Errors
-/// When the header cannot be read at all; the host's errors.
-pub fn check(_storage: Arc<dyn Storage>) -> Result<CheckReport> {
-    todo!()
-}
-
-/// Gives leaked clusters back and corrects reference counts; returns the report of a check made afterwards.
-///
-/// # Errors
-/// When an error is beyond repair; the host's errors.
-pub fn repair(_storage: Arc<dyn Storage>) -> Result<CheckReport> {
-    todo!()
-}
-
-impl Image {
-    /// Opens and validates an image.
-    ///
-    /// # Errors
-    /// `Corrupt`, `Unsupported`, or the host's.
-    pub fn open(_storage: Arc<dyn Storage>, _options: OpenOptions) -> Result<Self> {
-        todo!()
-    }
-    /// Size of the virtual disk in bytes.
-    #[must_use]
-    pub fn virtual_size(&self) -> u64 {
-        todo!()
-    }
-    /// The backing file that the header names.
-    #[must_use]
-    pub fn backing(&self) -> Option<&BackingName> {
-        todo!()
-    }
-    /// The base that the header names.
-    #[must_use]
-    pub fn identity(&self) -> Option<&Identity> {
-        todo!()
-    }
-    /// Size of a cluster in bytes.
-    #[must_use]
-    pub fn cluster_size(&self) -> u64 {
-        todo!()
-    }
-    /// Reads; the range must lie inside the disk.
-    ///
-    /// # Errors
-    /// `Invalid` outside of the disk; `Corrupt`; the host's.
-    pub fn read(&self, _buf: &mut [u8], _at: GuestOffset, _below: &dyn Below) -> Result<()> {
-        todo!()
-    }
-    /// Writes; the range must lie inside the disk.
-    ///
-    /// # Errors
-    /// As [`Image::read`], and `ReadOnly`, `NoSpace`, `Latched`.
-    pub fn write(&self, _data: &[u8], _at: GuestOffset, _below: &dyn Below) -> Result<()> {
-        todo!()
-    }
-    /// Makes a range read as zeros.
-    ///
-    /// # Errors
-    /// As [`Image::write`].
-    pub fn write_zeroes(&self, _at: GuestOffset, _len: u64, _below: &dyn Below) -> Result<()> {
-        todo!()
-    }
-    /// Frees what it can of a range; all of it reads as zeros afterwards.
-    ///
-    /// # Errors
-    /// As [`Image::write`].
-    pub fn discard(&self, _at: GuestOffset, _len: u64, _below: &dyn Below) -> Result<()> {
-        todo!()
-    }
-    /// Makes every write that returned before durable.
-    ///
-    /// # Errors
-    /// `Latched`, `NoSpace`, the host's.
-    pub fn flush(&self) -> Result<()> {
-        todo!()
-    }
-    /// Flushes and gives reserved clusters back. The image stays usable.
-    ///
-    /// # Errors
-    /// As [`Image::flush`].
-    pub fn close(&self) -> Result<()> {
-        todo!()
-    }
-    /// The run that starts at `at`, which must lie inside the disk.
-    ///
-    /// # Errors
-    /// `Corrupt`, the host's.
-    pub fn extent(&self, _at: GuestOffset) -> Result<Extent> {
-        todo!()
-    }
 }

@@ -106,7 +106,7 @@ impl Storage for HostFile {
 }
 
 fn write_zeros(file: &HostFile, at: HostOffset, len: u64) -> io::Result<()> {
-    const ZEROS: [u8; 65536] = [0; 65536];
+    static ZEROS: [u8; 65536] = [0; 65536];
     let mut done = 0;
     while done < len {
         let step = (len - done).min(length(ZEROS.len()));

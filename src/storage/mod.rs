@@ -1,18 +1,26 @@
 //! Host files. Nothing above this module touches a file's bytes by any other way.
 
+mod device;
+mod folder;
 mod host;
 mod latch;
+mod lock;
 mod memory;
 mod recorder;
+mod seal;
 
 use crate::units::HostOffset;
 use std::fmt;
 use std::io;
 
+pub use device::Device;
+pub use folder::{FileAccess, Folder, is_file, is_folder};
 pub use host::HostFile;
 pub use latch::Latch;
+pub use lock::{ImageLock, Role};
 pub use memory::{Fault, Memory, Operation};
 pub use recorder::{Effect, Event, Recorder};
+pub use seal::{Fingerprint, block_bytes, seal, set_immutable};
 
 /// A run of a file that is data throughout, or a hole throughout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +35,7 @@ pub struct Run {
 ///
 /// An implementation orders nothing by itself: what was written is durable only after a [`Storage::sync`] that began
 /// after the write had returned, and that succeeded.
+#[expect(clippy::len_without_is_empty, reason = "a file is not a collection")]
 pub trait Storage: Send + Sync + fmt::Debug {
     /// Fills `buf` from `at` on. Bytes at or past the end of the file read as zeros.
     ///

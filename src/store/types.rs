@@ -111,6 +111,15 @@ pub struct Usage {
     pub freed_if_deleted: u64,
 }
 
+/// Everything in a store, with what it costs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Overview {
+    /// Every version of every base, sorted by name and version.
+    pub bases: Vec<(Base, Usage)>,
+    /// All clones, sorted by name.
+    pub clones: Vec<(Clone, Usage)>,
+}
+
 /// What a removal gave back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Freed {

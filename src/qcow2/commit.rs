@@ -1,0 +1,273 @@
+//! The write order: the one place that makes metadata durable.
+//!
+//! One commit does, in this order:
+//! 1. takes the list of freed clusters, then a snapshot of the dirty L2 slices and L1 entries;
+//! 2. writes refcounts, and the slices of L2 tables that no durable L1 entry points to;
+//! 3. syncs: guest data, refcounts and new tables are durable before anything points to them;
+//! 4. writes the other slices and the L1 entries, and syncs;
+//! 5. only then drops the references of freed clusters, punches them, and lets others have them.
+
+use super::entry::Mapping;
+use super::image::{Image, Writer};
+use super::tables::Snapshot;
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use crate::units::{GuestCluster, HostCluster, HostOffset, length};
+use parking_lot::{Condvar, Mutex};
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+/// What may be given back once the entries that pointed to it are durably gone.
+#[derive(Debug, Default)]
+pub(super) struct Frees {
+    /// Host clusters that lost one reference.
+    clusters: Vec<Range<u64>>,
+    /// Subclusters of clusters that stay: guest cluster, its host cluster, and the bits.
+    parts: Vec<(GuestCluster, HostOffset, u32)>,
+}
+
+impl Frees {
+    /// A cluster lost one reference; its entry has changed in memory already.
+    pub(super) fn cluster(&mut self, cluster: HostCluster) {
+        self.clusters(cluster.0..cluster.0 + 1);
+    }
+
+    /// Clusters that lost one reference each.
+    pub(super) fn clusters(&mut self, clusters: Range<u64>) {
+        self.clusters.push(clusters);
+    }
+
+    /// Subclusters of an owned cluster are no data any more.
+    pub(super) fn part(&mut self, cluster: GuestCluster, host: HostOffset, bits: u32) {
+        self.parts.push((cluster, host, bits));
+    }
+
+    fn append(&mut self, mut other: Self) {
+        self.clusters.append(&mut other.clusters);
+        self.parts.append(&mut other.parts);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.clusters.is_empty() && self.parts.is_empty()
+    }
+}
+
+/// Group commit: callers that come while a commit runs share the next one.
+#[derive(Debug, Default)]
+pub(super) struct Commit {
+    rounds: Mutex<Rounds>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Rounds {
+    started: u64,
+    finished: u64,
+    running: bool,
+    /// The last round that failed.
+    failed: u64,
+}
+
+impl Commit {
+    /// Runs `commit`, or waits for one that began after this call.
+    fn run(&self, commit: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut rounds = self.rounds.lock();
+        let wanted = rounds.started + 1;
+        while rounds.running && rounds.finished < wanted {
+            self.ended.wait(&mut rounds);
+        }
+        if rounds.finished >= wanted {
+            return if rounds.failed >= wanted { Err(failed()) } else { Ok(()) };
+        }
+        rounds.started += 1;
+        rounds.running = true;
+        let round = rounds.started;
+        drop(rounds);
+        let result = commit();
+        let mut rounds = self.rounds.lock();
+        rounds.running = false;
+        rounds.finished = round;
+        if result.is_err() {
+            rounds.failed = round;
+        }
+        self.ended.notify_all();
+        result
+    }
+}
+
+fn failed() -> Error {
+    Error::new(crate::Kind::Io, "the flush that this one was joined with failed")
+}
+
+impl Image {
+    /// Makes every write that returned before this call durable.
+    ///
+    /// # Errors
+    /// `NoSpace` when the host is full (nothing is lost, and a later flush may succeed); `Latched` or the host's error
+    /// when a sync failed: nothing is certain then, until the image is opened again.
+    pub fn flush(&self) -> Result<()> {
+        match &self.writer {
+            Some(writer) => {
+                self.writer()?;
+                writer.commit.run(|| self.commit(writer))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Flushes and gives reserved clusters back: the file then has no leak. The image stays usable.
+    ///
+    /// # Errors
+    /// As [`Image::flush`].
+    pub fn close(&self) -> Result<()> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        self.flush()?;
+        writer.commit.run(|| {
+            let mut allocator = writer.allocator.lock();
+            allocator.release_reserved(&self.storage)?;
+            if allocator.write(&self.storage)? || writer.written.swap(false, Ordering::AcqRel) {
+                self.sync(writer)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn commit(&self, writer: &Writer) -> Result<()> {
+        let frees = std::mem::take(&mut *writer.frees.lock());
+        let l1 = std::mem::take(&mut *writer.l1_dirty.lock());
+        let slices = self.tables.take_dirty();
+        if let Err(error) = self.write_in_order(writer, &slices, &l1) {
+            self.tables.restore(&slices);
+            writer.l1_dirty.lock().extend(l1);
+            writer.frees.lock().append(frees);
+            return Err(error);
+        }
+        self.tables.written(&slices);
+        if frees.is_empty() { Ok(()) } else { self.give_back(writer, frees) }
+    }
+
+    fn write_in_order(&self, writer: &Writer, slices: &[Snapshot], l1: &BTreeSet<usize>) -> Result<()> {
+        let is_new =
+            |snapshot: &&Snapshot| l1.contains(&self.rules.geometry.slice_place(snapshot.slice.index).0);
+        let (new, old): (Vec<_>, Vec<_>) = slices.iter().partition(is_new);
+        let mut first = writer.allocator.lock().write(&self.storage)?;
+        first |= !new.is_empty();
+        self.write_slices(&new)?;
+        if writer.written.swap(false, Ordering::AcqRel) || first {
+            self.sync(writer)?;
+        }
+        if old.is_empty() && l1.is_empty() {
+            return Ok(());
+        }
+        self.write_slices(&old)?;
+        for l1_index in l1 {
+            let word = self.l1[*l1_index].load(Ordering::Acquire);
+            self.put(
+                &word.to_be_bytes(),
+                self.header.l1_offset + length(*l1_index) * 8,
+                "writing the L1 table",
+            )?;
+        }
+        self.sync(writer)
+    }
+
+    /// Writes slices, neighbours in one go.
+    fn write_slices(&self, snapshots: &[&Snapshot]) -> Result<()> {
+        let mut pending: Option<(HostOffset, Vec<u8>)> = None;
+        for snapshot in snapshots {
+            let (l1_index, within) = self.rules.geometry.slice_place(snapshot.slice.index);
+            let table = self.table(l1_index)?.ok_or_else(|| {
+                Error::corrupt(format!("L1 entry {l1_index} lost its table while the table was changed"))
+            })?;
+            let place = table + within;
+            match &mut pending {
+                Some((start, bytes)) if *start + length(bytes.len()) == place => {
+                    bytes.extend(&snapshot.bytes)
+                }
+                _ => {
+                    if let Some((start, bytes)) = pending.replace((place, snapshot.bytes.clone())) {
+                        self.put(&bytes, start, "writing an L2 table")?;
+                    }
+                }
+            }
+        }
+        pending.map_or(Ok(()), |(start, bytes)| self.put(&bytes, start, "writing an L2 table"))
+    }
+
+    fn sync(&self, writer: &Writer) -> Result<()> {
+        self.storage.sync().map_err(|e| {
+            writer.written.store(true, Ordering::Release);
+            Error::io("syncing the image; it takes no more writes until it is opened again", e)
+        })
+    }
+
+    fn put(&self, bytes: &[u8], at: HostOffset, what: &str) -> Result<()> {
+        self.storage.write_at(bytes, at).map_err(|e| Error::io(what, e))
+    }
+
+    /// Gives back what nothing points to any more, durably.
+    fn give_back(&self, writer: &Writer, frees: Frees) -> Result<()> {
+        let mut last = BTreeSet::new();
+        {
+            let mut allocator = writer.allocator.lock();
+            for cluster in frees.clusters.into_iter().flatten() {
+                if allocator.drop_reference(HostCluster(cluster), &self.storage)? {
+                    last.insert(cluster);
+                }
+            }
+        }
+        self.forget_unpacked();
+        let size = self.cluster_size();
+        for range in ranges(&last) {
+            self.punch(HostOffset(range.start * size), (range.end - range.start) * size);
+        }
+        for (cluster, host, bits) in frees.parts {
+            self.punch_part(writer, cluster, host, bits)?;
+        }
+        let mut allocator = writer.allocator.lock();
+        for cluster in last {
+            allocator.release(HostCluster(cluster), &self.storage)?;
+        }
+        // Durable with the next commit; a crash before leaks these clusters and nothing else.
+        allocator.write(&self.storage)?;
+        writer.written.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Punches subclusters that are still no data: they may have been written again since.
+    fn punch_part(&self, writer: &Writer, cluster: GuestCluster, host: HostOffset, bits: u32) -> Result<()> {
+        let geometry = self.rules.geometry;
+        let _exclusive = writer.locks.exclude(cluster, &geometry);
+        let Mapping::Standard(standard) = self.mapping(cluster)? else { return Ok(()) };
+        if standard.host != Some(host) || !standard.owned {
+            return Ok(());
+        }
+        let mut bits = bits & !standard.allocated;
+        while bits != 0 {
+            let first = bits.trailing_zeros();
+            let count = (bits >> first).trailing_ones();
+            let at = host + (u64::from(first) << geometry.subcluster_bits);
+            self.punch(at, u64::from(count) << geometry.subcluster_bits);
+            bits &= !(u32::MAX >> (32 - count) << first);
+        }
+        Ok(())
+    }
+
+    /// Gives host blocks back. A failure costs space only: nobody reads these bytes before they are written.
+    fn punch(&self, at: HostOffset, len: u64) {
+        let _ = self.storage.punch(at, len);
+    }
+}
+
+/// The runs of neighbours in a set.
+fn ranges(set: &BTreeSet<u64>) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for cluster in set {
+        match ranges.last_mut() {
+            Some(range) if range.end == *cluster => range.end += 1,
+            _ => ranges.push(*cluster..cluster + 1),
+        }
+    }
+    ranges
+}

@@ -1,0 +1,230 @@
+//! An open image: its parts, and the look-up of entries.
+
+use super::allocator::Allocator;
+use super::commit::{Commit, Frees};
+use super::compressed::Unpacked;
+use super::entry::{Mapping, Rules, table_offset};
+use super::header::Header;
+use super::layout::{COPIED, OFFSET, RawHeader, incompatible};
+use super::locks::Locks;
+use super::tables::{Slice, Tables};
+use super::{BackingName, Identity, OpenOptions};
+use crate::error::{Error, Kind, Result};
+use crate::storage::{Latch, Storage};
+use crate::units::{GuestCluster, GuestOffset, HostOffset, index, length};
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// One open image, shared by many threads.
+#[derive(Debug)]
+pub struct Image {
+    pub(super) header: Header,
+    pub(super) rules: Rules,
+    pub(super) storage: Latch,
+    pub(super) l1: Box<[AtomicU64]>,
+    /// End of the file, as far as entries may point.
+    pub(super) end: AtomicU64,
+    pub(super) tables: Tables,
+    pub(super) unpacked: Unpacked,
+    /// What only a writable image has.
+    pub(super) writer: Option<Writer>,
+}
+
+/// The parts that change an image.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) locks: Locks,
+    pub(super) allocator: Mutex<Allocator>,
+    /// L1 entries that are not yet on disk. Held while an entry changes.
+    pub(super) l1_dirty: Mutex<BTreeSet<usize>>,
+    pub(super) frees: Mutex<Frees>,
+    /// Whether something was written since the last sync began.
+    pub(super) written: AtomicBool,
+    pub(super) commit: Commit,
+}
+
+impl Image {
+    /// Opens and validates an image.
+    ///
+    /// # Errors
+    /// `Corrupt` and `Unsupported` for the file; `ReadOnly` when it may be read only; the host's errors.
+    pub fn open(storage: Arc<dyn Storage>, options: OpenOptions) -> Result<Self> {
+        let header = Header::read(&*storage)?;
+        let l1 = read_l1(&header, &*storage)?;
+        let end = storage.len().map_err(|e| Error::io("reading the image's length", e))?;
+        let geometry = header.geometry;
+        let writer = options.writable.then(|| Writer::new(&header, &l1, &*storage)).transpose()?;
+        Ok(Self {
+            rules: Rules { geometry, zero_flag: header.version >= 3 },
+            storage: Latch::new(storage),
+            l1: l1.into_iter().map(AtomicU64::new).collect(),
+            end: AtomicU64::new(end),
+            tables: Tables::new(geometry, options.metadata_cache),
+            unpacked: Unpacked::default(),
+            writer,
+            header,
+        })
+    }
+
+    /// Size of the virtual disk in bytes.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        self.rules.geometry.virtual_size
+    }
+
+    /// The validated header.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The backing file that the header names.
+    #[must_use]
+    pub fn backing(&self) -> Option<&BackingName> {
+        self.header.backing.as_ref()
+    }
+
+    /// The base that the header names.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        self.header.identity.as_ref()
+    }
+
+    /// Size of a cluster in bytes.
+    #[must_use]
+    pub fn cluster_size(&self) -> u64 {
+        self.rules.geometry.cluster_size()
+    }
+
+    /// The parts that change the image.
+    pub(super) fn writer(&self) -> Result<&Writer> {
+        if self.storage.is_closed() {
+            return Err(Error::new(
+                Kind::Latched,
+                "an earlier write or sync of the image failed; close it, check the host's disk and open it again",
+            ));
+        }
+        self.writer.as_ref().ok_or_else(|| Error::new(Kind::ReadOnly, "the image is open for reading only"))
+    }
+
+    /// A request lies inside the disk.
+    pub(super) fn check_range(&self, at: GuestOffset, len: u64) -> Result<()> {
+        match at.0.checked_add(len) {
+            Some(end) if end <= self.virtual_size() => Ok(()),
+            _ => Err(Error::invalid(format!(
+                "{len} bytes at {at} reach past the end of the disk of {} bytes",
+                self.virtual_size()
+            ))),
+        }
+    }
+
+    /// What a cluster's entry says.
+    pub(super) fn mapping(&self, cluster: GuestCluster) -> Result<Mapping> {
+        let (slice, entry) = self.rules.geometry.slice_of(cluster);
+        let raw = match self.tables.entry(slice, entry) {
+            Some(raw) => raw,
+            None => self.slice(slice)?.get(entry),
+        };
+        self.rules.decode(raw, cluster, self.end.load(Ordering::Relaxed))
+    }
+
+    /// The slice with number `number`, from memory or from the file.
+    pub(super) fn slice(&self, number: u64) -> Result<Arc<Slice>> {
+        self.tables.slice(number, |words| {
+            let (l1_index, within) = self.rules.geometry.slice_place(number);
+            let Some(table) = self.table(l1_index)? else { return Ok(()) };
+            let mut bytes = vec![0; words.len() * 8];
+            self.storage
+                .read_at(&mut bytes, table + within)
+                .map_err(|e| Error::io("reading an L2 table", e))?;
+            for (word, raw) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                *word = u64::from_be_bytes(*raw);
+            }
+            self.check_slice(number, words)
+        })
+    }
+
+    /// The place of an L2 table.
+    pub(super) fn table(&self, l1_index: usize) -> Result<Option<HostOffset>> {
+        let word = self.l1[l1_index].load(Ordering::Acquire);
+        table_offset(word, l1_index, &self.rules.geometry, self.end.load(Ordering::Relaxed))
+    }
+
+    /// No entry of a writable image points to the image's own structures: a write through it would destroy them.
+    fn check_slice(&self, number: u64, words: &[u64]) -> Result<()> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        let geometry = self.rules.geometry;
+        let allocator = writer.allocator.lock();
+        for word in words.iter().step_by(index(geometry.entry_size() / 8)) {
+            let host = word & OFFSET;
+            if word & super::layout::COMPRESSED == 0
+                && host != 0
+                && allocator.is_metadata(geometry.host_cluster(HostOffset(host)))
+            {
+                return Err(Error::corrupt(format!(
+                    "an L2 entry of slice {number} points to the image's own tables at {host:#x}; run a check"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Writer {
+    fn new(header: &Header, l1: &[u64], storage: &dyn Storage) -> Result<Self> {
+        if header.incompatible & incompatible::CORRUPT != 0 {
+            return Err(Error::corrupt(
+                "the image is marked as corrupt; check and repair it before it is written",
+            ));
+        }
+        if header.incompatible & incompatible::DIRTY != 0 {
+            return Err(Error::corrupt(
+                "the image was not closed cleanly and its refcounts are stale; repair it before it is written",
+            ));
+        }
+        let geometry = header.geometry;
+        let tables =
+            l1.iter().map(|word| (word & OFFSET) >> geometry.cluster_bits).filter(|cluster| *cluster != 0);
+        let allocator = Allocator::new(header, tables, storage)?;
+        if header.autoclear != 0 {
+            clear_autoclear(storage)?;
+        }
+        Ok(Self {
+            locks: Locks::new(geometry),
+            allocator: Mutex::new(allocator),
+            l1_dirty: Mutex::default(),
+            frees: Mutex::default(),
+            written: AtomicBool::new(false),
+            commit: Commit::default(),
+        })
+    }
+}
+
+/// Features that a writer who does not know them must switch off, such as the consistency of bitmaps.
+fn clear_autoclear(storage: &dyn Storage) -> Result<()> {
+    let place =
+        RawHeader::ROWS.iter().find(|row| row.0 == "autoclear_features").map_or(0, |row| length(row.1));
+    storage
+        .write_at(&[0; 8], HostOffset(place))
+        .and_then(|()| storage.sync())
+        .map_err(|e| Error::io("clearing the autoclear features", e))
+}
+
+/// Reads L1 and checks its entries. Entries past the end of the disk are kept and never used.
+pub(super) fn read_l1(header: &Header, storage: &dyn Storage) -> Result<Vec<u64>> {
+    let mut bytes = vec![0; header.l1_entries * 8];
+    storage.read_at(&mut bytes, header.l1_offset).map_err(|e| Error::io("reading the L1 table", e))?;
+    let l1: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
+    let end = storage.len().map_err(|e| Error::io("reading the image's length", e))?;
+    for (l1_index, word) in l1.iter().enumerate() {
+        table_offset(*word, l1_index, &header.geometry, end)?;
+    }
+    Ok(l1)
+}
+
+/// Whether an L1 entry's table belongs to it alone.
+pub(super) fn is_owned(word: u64) -> bool {
+    word & COPIED != 0
+}

@@ -1,0 +1,94 @@
+//! Internal snapshots and bitmaps: only as far as they hold host clusters.
+
+use super::header::Header;
+use super::layout::{OFFSET, RawBitmap, RawSnapshot};
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use crate::units::{HostOffset, MIB, index, length};
+
+/// Largest snapshot table and bitmap table in bytes, as QEMU has them.
+const MAX_SNAPSHOT_TABLE: u64 = 64 * MIB;
+const MAX_BITMAP_TABLE: u64 = 64 * MIB;
+/// Largest L1 table of a snapshot in bytes.
+const MAX_L1: u64 = 32 * MIB;
+
+/// The L1 tables of all snapshots (place and entries), and the length of the snapshot table in bytes.
+pub(super) fn snapshot_tables(
+    header: &Header,
+    storage: &dyn Storage,
+) -> Result<(Vec<(HostOffset, usize)>, u64)> {
+    let mut tables = Vec::new();
+    let mut at = 0;
+    for number in 0..header.snapshots {
+        let mut bytes = [0; RawSnapshot::SIZE];
+        let place = header.snapshots_offset + at;
+        check_inside(storage, place, length(RawSnapshot::SIZE), "the snapshot table")?;
+        storage.read_at(&mut bytes, place).map_err(|e| Error::io("reading the snapshot table", e))?;
+        let raw = RawSnapshot::decode(&bytes);
+        let names = u64::from(raw.id_length) + u64::from(raw.name_length);
+        at += length(RawSnapshot::SIZE) + u64::from(raw.extra_length) + names;
+        if at > MAX_SNAPSHOT_TABLE
+            || u64::from(raw.extra_length) > 1024
+            || u64::from(raw.l1_size) * 8 > MAX_L1
+        {
+            return Err(Error::corrupt(format!("snapshot {number} has lengths out of range")));
+        }
+        // Entries are padded; behind the last one the padding does not count.
+        if number + 1 < header.snapshots {
+            at = at.next_multiple_of(8);
+        }
+        tables.push((HostOffset(raw.l1_table_offset), index(u64::from(raw.l1_size))));
+    }
+    Ok((tables, at))
+}
+
+/// The ranges that persistent bitmaps hold: place and bytes.
+pub(super) fn bitmap_clusters(header: &Header, storage: &dyn Storage) -> Result<Vec<(HostOffset, u64)>> {
+    let Some((count, directory, size)) = header.bitmaps else { return Ok(Vec::new()) };
+    check_inside(storage, directory, size, "the bitmap directory")?;
+    let mut bytes = vec![0; index(size)];
+    storage.read_at(&mut bytes, directory).map_err(|e| Error::io("reading the bitmap directory", e))?;
+    let mut ranges = vec![(directory, size)];
+    let mut rest = &bytes[..];
+    for number in 0..count {
+        if rest.len() < RawBitmap::SIZE {
+            return Err(Error::corrupt(format!("bitmap {number} lies past the end of the bitmap directory")));
+        }
+        let raw = RawBitmap::decode(rest);
+        let len = RawBitmap::SIZE + index(u64::from(raw.extra_length)) + usize::from(raw.name_length);
+        rest = rest.get(len.next_multiple_of(8)..).unwrap_or(&[]);
+        bitmap_table(header, storage, &raw, &mut ranges)?;
+    }
+    Ok(ranges)
+}
+
+fn bitmap_table(
+    header: &Header,
+    storage: &dyn Storage,
+    raw: &RawBitmap,
+    ranges: &mut Vec<(HostOffset, u64)>,
+) -> Result<()> {
+    let (place, size) = (HostOffset(raw.table_offset), u64::from(raw.table_size) * 8);
+    if size > MAX_BITMAP_TABLE {
+        return Err(Error::corrupt(format!("a bitmap table has {size} bytes")));
+    }
+    check_inside(storage, place, size, "a bitmap table")?;
+    ranges.push((place, size));
+    let mut bytes = vec![0; index(size)];
+    storage.read_at(&mut bytes, place).map_err(|e| Error::io("reading a bitmap table", e))?;
+    for word in bytes.as_chunks::<8>().0 {
+        let host = u64::from_be_bytes(*word) & OFFSET;
+        if host != 0 {
+            ranges.push((HostOffset(host), header.geometry.cluster_size()));
+        }
+    }
+    Ok(())
+}
+
+fn check_inside(storage: &dyn Storage, at: HostOffset, len: u64, what: &str) -> Result<()> {
+    let file_len = storage.len().map_err(|e| Error::io("reading the image's length", e))?;
+    match at.0.checked_add(len) {
+        Some(end) if end <= file_len => Ok(()),
+        _ => Err(Error::corrupt(format!("{what} does not lie inside the file"))),
+    }
+}
