@@ -4,6 +4,7 @@
 //! depend on each other downward only: `cli` on `vm` and `view`, those on `ops`, then `store`, `disk`, `qcow2`,
 //! `storage`, and `units` and `error` at the bottom.
 
+pub mod cli;
 pub mod disk;
 pub mod error;
 pub mod guestfs;

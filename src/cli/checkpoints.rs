@@ -39,7 +39,8 @@ impl Checkpoints {
 
 fn row(checkpoint: &Checkpoint, current: Option<u32>) -> Vec<String> {
     let mark = if current == Some(checkpoint.number) { "*" } else { "" };
-    let note: String = checkpoint.note.iter().flat_map(|note| note.chars().filter(|c| !c.is_control())).collect();
+    let note: String =
+        checkpoint.note.iter().flat_map(|note| note.chars().filter(|c| !c.is_control())).collect();
     vec![
         format!("{mark}{}", checkpoint.number),
         checkpoint.parent.map_or_else(|| "base".to_owned(), |parent| parent.to_string()),

@@ -121,7 +121,8 @@ mod tests {
 
     #[test]
     fn usage_errors_are_one_sentence_with_the_usage() {
-        let rendered = "error: invalid value 'a/b' for '<NAME>': no\n\nUsage: cowshed path <NAME>\n\nFor more ...";
+        let rendered =
+            "error: invalid value 'a/b' for '<NAME>': no\n\nUsage: cowshed path <NAME>\n\nFor more ...";
         assert_eq!(
             usage_sentence(rendered),
             "invalid value 'a/b' for '<NAME>': no (usage: cowshed path <NAME>)"

@@ -24,7 +24,7 @@ mod progress;
 mod rename;
 mod restore;
 mod rm;
-mod run;
+// mod run;
 mod tree;
 mod umount;
 mod units;
@@ -66,7 +66,7 @@ enum Command {
     Verify(verify::Verify),
     Mount(mount::Mount),
     Umount(umount::Umount),
-    Run(run::Run),
+    // Run(run::Run),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -94,7 +94,7 @@ impl Command {
             Self::Verify(command) => command.run(context),
             Self::Mount(command) => command.run(context),
             Self::Umount(command) => command.run(),
-            Self::Run(command) => command.run(context),
+            // Self::Run(command) => command.run(context),
             Self::Completions(command) => command.run(),
             Self::Man(command) => command.run(),
         }
@@ -109,7 +109,8 @@ fn command_line() -> clap::Command {
 /// Runs the command that `arguments` (the program's name first) ask for, and returns its exit code: 0, 1 for an error
 /// or damage found, 2 for wrong usage, 3 for leaks found by `check`, 130 when interrupted.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let parsed = command_line().try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed =
+        command_line().try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&error),

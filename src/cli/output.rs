@@ -46,7 +46,7 @@ pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 /// A table without lines, with `right` columns aligned at the right.
 pub(super) fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.to_vec());
     table.add_rows(rows);
     let columns = header.len();

@@ -37,7 +37,8 @@ impl Restore {
         }
         if self.plan.plan {
             let present = if self.discard { "thrown away" } else { "kept as a new checkpoint" };
-            let plan = format!("{name} would go back to checkpoint {number}; its present state would be {present}");
+            let plan =
+                format!("{name} would go back to checkpoint {number}; its present state would be {present}");
             output::line(plan)?;
             return Ok(ExitCode::SUCCESS);
         }

@@ -42,11 +42,17 @@ mod tests {
 
     #[test]
     fn percentages_are_rounded() {
-        assert_eq!([percent(1, 3), percent(0, 0), percent(u64::MAX, u64::MAX)], ["33.3 %", "0.0 %", "100.0 %"]);
+        assert_eq!(
+            [percent(1, 3), percent(0, 0), percent(u64::MAX, u64::MAX)],
+            ["33.3 %", "0.0 %", "100.0 %"]
+        );
     }
 
     #[test]
     fn counts_agree_with_their_noun() {
-        assert_eq!([count(0, "clone"), count(1, "clone"), count(2, "clone")], ["0 clones", "1 clone", "2 clones"]);
+        assert_eq!(
+            [count(0, "clone"), count(1, "clone"), count(2, "clone")],
+            ["0 clones", "1 clone", "2 clones"]
+        );
     }
 }
