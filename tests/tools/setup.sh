@@ -15,7 +15,7 @@ REQUIRED=(
     "qemu-img qemu-utils"
     "qemu-io qemu-utils"
     "qemu-system-x86_64 qemu-system-x86"
-    "qemu-storage-daemon qemu-system-common"
+    "qemu-storage-daemon qemu-utils"
     "fio fio"
     "fusermount3 fuse3"
     "mke2fs e2fsprogs"
