@@ -144,7 +144,7 @@ configure_root() {
     printf 'button\nvirtio_net\n' >"$root/etc/modules-load.d/guest.conf"
     printf '[Match]\nName=eth0 en*\n[Network]\nDHCP=ipv4\n' >"$root/etc/systemd/network/80-dhcp.network"
     mkdir -p "$root/etc/acpi/events"
-    printf 'event=button/power.*\naction=/usr/bin/systemctl --no-block start poweroff.target\n' >"$root/etc/acpi/events/power"
+    printf 'event=button/power.*\naction=/usr/bin/systemctl --no-block --job-mode=replace-irreversibly start poweroff.target\n' >"$root/etc/acpi/events/power"
     install -m 755 "$PARTS/cowshed-job" "$root/usr/local/sbin/cowshed-job"
     install -m 644 "$PARTS/cowshed-job.service" "$root/etc/systemd/system/cowshed-job.service"
     # A login on the serial console: root, no password. There is no udev, so the getty must not
