@@ -1,1 +1,3 @@
 //! Copy-on-write linked clones of disk images.
+
+pub mod vm;

@@ -141,17 +141,17 @@ configure_root() {
     printf '/dev/vda1 / ext4 rw,discard 0 1\n' >"$root/etc/fstab"
     # Empty, not absent: every clone gets an id of its own at its first boot, without presets.
     : >"$root/etc/machine-id"
-    printf 'button\nvirtio_net\n' >"$root/etc/modules-load.d/guest.conf"
-    printf '[Match]\nName=eth0 en*\n[Network]\nDHCP=ipv4\n' >"$root/etc/systemd/network/80-dhcp.network"
+    printf 'button\nevdev\nvirtio_net\n' >"$root/etc/modules-load.d/guest.conf"
+    printf 'nameserver 10.0.2.3\n' >"$root/etc/resolv.conf"
     mkdir -p "$root/etc/acpi/events"
     printf 'event=button/power.*\naction=/usr/bin/systemctl --no-block --job-mode=replace-irreversibly start poweroff.target\n' >"$root/etc/acpi/events/power"
     install -m 755 "$PARTS/cowshed-job" "$root/usr/local/sbin/cowshed-job"
-    install -m 644 "$PARTS/cowshed-job.service" "$root/etc/systemd/system/cowshed-job.service"
+    install -m 644 "$PARTS"/*.service "$root/etc/systemd/system/"
     # A login on the serial console: root, no password. There is no udev, so the getty must not
     # wait for a device unit.
     chroot "$root" passwd -d root >/dev/null
-    chroot "$root" systemctl -q enable cowshed-job.service console-getty.service systemd-networkd.service acpid.service
-    for unit in systemd-networkd-wait-online.service systemd-logind.service getty@tty1.service \
+    chroot "$root" systemctl -q enable cowshed-job.service guest-network.service console-getty.service acpid.service
+    for unit in systemd-networkd.service systemd-logind.service getty@tty1.service \
         serial-getty@ttyS0.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
         e2scrub_all.timer e2scrub_reap.service fstrim.timer dev-hugepages.mount dev-mqueue.mount \
         sys-kernel-debug.mount sys-kernel-tracing.mount; do
