@@ -1,18 +1,26 @@
 //! Host files. Nothing above this module touches a file's bytes by any other way.
 
+mod device;
+mod folder;
 mod host;
 mod latch;
+mod lock;
 mod memory;
 mod recorder;
+mod seal;
 
 use crate::units::HostOffset;
 use std::fmt;
 use std::io;
 
+pub use device::Device;
+pub use folder::{FileAccess, Folder, is_file, is_folder};
 pub use host::HostFile;
 pub use latch::Latch;
+pub use lock::{ImageLock, Role};
 pub use memory::{Fault, Memory, Operation};
 pub use recorder::{Effect, Event, Recorder};
+pub use seal::{Fingerprint, block_bytes, seal, set_immutable};
 
 /// A run of a file that is data throughout, or a hole throughout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,202 @@
+//! Formats that `qemu-img` reads for us: a child with limits, without a network, that gets one open file.
+
+use super::Progress;
+use super::import::Format;
+use super::source::SourceFile;
+use crate::error::{Error, Kind, Result};
+use crate::store::DISK_MAX;
+use crate::units::{GIB, MIB};
+use nix::sys::resource::{Resource, setrlimit};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::Duration;
+
+const ADDRESS_SPACE: u64 = 4 * GIB;
+/// Seconds of processor time: some, and one for each of these bytes of the source.
+const CPU_SECONDS: u64 = 120;
+const CPU_BYTES: u64 = 4 * MIB;
+/// More of what a child says is thrown away.
+const OUTPUT_MAX: usize = 64 << 10;
+
+/// The name that qemu has for a format.
+fn driver(format: Format) -> &'static str {
+    match format {
+        Format::Raw => "raw",
+        Format::Qcow2 => "qcow2",
+        Format::Vmdk => "vmdk",
+        Format::Vdi => "vdi",
+        Format::Vhd => "vpc",
+        Format::Vhdx => "vhdx",
+    }
+}
+
+/// Writes the disk in `source` to the new raw file `out`, sparse.
+///
+/// # Errors
+/// `Corrupt` with what `qemu-img` says; `Unsupported` for a disk that needs other files; `NoSpace`; `Interrupted`.
+pub(super) fn convert(
+    source: &SourceFile,
+    format: Format,
+    out: &Path,
+    progress: &dyn Progress,
+) -> Result<()> {
+    if format == Format::Vmdk {
+        refuse_parts(&source.file)?;
+    }
+    let len = source.file.metadata().map_err(|error| Error::io("cannot read the source", error))?.len();
+    let cpu = CPU_SECONDS + len / CPU_BYTES;
+    let fd = source.file.as_raw_fd();
+    // No name of the source reaches qemu, and no backing file is opened whatever the image says.
+    let image = serde_json::json!({
+        "driver": driver(format),
+        "file": {"driver": "file", "filename": format!("/proc/self/fd/{fd}")},
+        "backing": null,
+    });
+    let image = format!("json:{image}");
+    let mut info = Command::new("qemu-img");
+    info.args(["info", "--output=json", &image]);
+    let size = virtual_size(&run(info, fd, Limits { cpu, file: MIB }, progress)?)?;
+    if !(1..=DISK_MAX).contains(&size) {
+        return Err(Error::invalid(format!("its disk has {size} bytes; 1 byte to 16 TiB are taken")));
+    }
+    let mut convert = Command::new("qemu-img");
+    convert.args(["convert", "-O", "raw", &image]).arg(out);
+    run(convert, fd, Limits { cpu, file: size + MIB }, progress).map(|_| ())
+}
+
+/// A vmdk can name other files as its parts or its parent; those would be opened.
+fn refuse_parts(file: &File) -> Result<()> {
+    let cannot = |error| Error::io("cannot read the source", error);
+    let mut head = [0; 512];
+    file.read_exact_at(&mut head, 0).map_err(cannot)?;
+    let field =
+        |at: usize| head[at..at + 8].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+    // Capacity, place and length of the descriptor, in sectors: "Virtual Disk Format 5.0", SparseExtentHeader.
+    let (capacity, place, sectors) = (field(12), field(28), field(36));
+    let refuse = || {
+        Err(Error::unsupported(
+            "a vmdk that stands on other files; make one file of it: qemu-img convert -O qcow2 IN.vmdk OUT.qcow2",
+        ))
+    };
+    if !head.starts_with(b"KDMV") || capacity == 0 {
+        return refuse();
+    }
+    let mut descriptor = vec![0; crate::units::index(sectors.min(128) * 512)];
+    let read = file.read_at(&mut descriptor, place.saturating_mul(512)).map_err(cannot)?;
+    let text = String::from_utf8_lossy(&descriptor[..read]).to_lowercase();
+    if text.contains("parentfilenamehint") {
+        return refuse();
+    }
+    Ok(())
+}
+
+fn virtual_size(json: &[u8]) -> Result<u64> {
+    serde_json::from_slice::<serde_json::Value>(json)
+        .ok()
+        .and_then(|info| info.get("virtual-size")?.as_u64())
+        .ok_or_else(|| Error::corrupt("qemu-img does not say how large its disk is"))
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Seconds of processor time.
+    cpu: u64,
+    /// Longest file that may be written, in bytes.
+    file: u64,
+}
+
+fn run(mut command: Command, fd: RawFd, limits: Limits, progress: &dyn Progress) -> Result<Vec<u8>> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    command.env_clear().env("PATH", path).env("LC_ALL", "C").current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // SAFETY: `confine` only makes system calls that are safe between fork and exec; it allocates nothing.
+    unsafe { command.pre_exec(move || confine(fd, limits)) };
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            Error::new(Kind::NotFound, "qemu-img is needed for this format: install the package qemu-utils")
+        }
+        _ => Error::io("cannot start qemu-img", error),
+    })?;
+    let (out, said) = (collect(child.stdout.take()), collect(child.stderr.take()));
+    let status = wait(&mut child, progress);
+    let (out, said) = (out.join().unwrap_or_default(), said.join().unwrap_or_default());
+    let status = status?;
+    if status.success() {
+        return Ok(out);
+    }
+    Err(failed(status, &String::from_utf8_lossy(&said)))
+}
+
+fn failed(status: ExitStatus, said: &str) -> Error {
+    match status.signal() {
+        Some(libc::SIGXCPU | libc::SIGKILL) => {
+            return Error::corrupt(
+                "qemu-img used more processor time than such a file needs; it was stopped",
+            );
+        }
+        Some(libc::SIGXFSZ) => {
+            return Error::corrupt("qemu-img wrote more than the disk's size; it was stopped");
+        }
+        _ => {}
+    }
+    let said: String = said.trim().chars().take(500).flat_map(char::escape_default).collect();
+    let kind = if said.contains("No space left on device") { Kind::NoSpace } else { Kind::Corrupt };
+    Error::new(kind, format!("qemu-img cannot read it ({status}): {said}"))
+}
+
+fn wait(child: &mut Child, progress: &dyn Progress) -> Result<ExitStatus> {
+    loop {
+        let ended = child.try_wait().map_err(|error| Error::io("cannot wait for qemu-img", error))?;
+        if let Some(status) = ended {
+            return Ok(status);
+        }
+        if progress.cancelled() {
+            // That it ended by itself just now is as good.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(Error::new(Kind::Interrupted, "stopped; nothing was changed"));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let (mut kept, mut buf) = (Vec::new(), [0; 4096]);
+        let Some(mut pipe) = pipe else { return kept };
+        // Read to the end even when nothing more is kept: a full pipe would stop the child.
+        while let Ok(len @ 1..) = pipe.read(&mut buf) {
+            let room = OUTPUT_MAX.saturating_sub(kept.len());
+            kept.extend_from_slice(&buf[..len.min(room)]);
+        }
+        kept
+    })
+}
+
+/// Runs in the child before `qemu-img` does.
+fn confine(fd: RawFd, limits: Limits) -> io::Result<()> {
+    // SAFETY: plain system calls on numbers; `fd` is open in the parent and so in this child.
+    unsafe {
+        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
+            || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+            || libc::fcntl(fd, libc::F_SETFD, 0) != 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+        // Not everybody may, and the limits below hold all the same.
+        if libc::unshare(libc::CLONE_NEWNET) != 0 {
+            libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET);
+        }
+    }
+    setrlimit(Resource::RLIMIT_AS, ADDRESS_SPACE, ADDRESS_SPACE)?;
+    setrlimit(Resource::RLIMIT_CPU, limits.cpu, limits.cpu)?;
+    setrlimit(Resource::RLIMIT_FSIZE, limits.file, limits.file)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! Export: a disk becomes one flat image file.
+
+use super::Progress;
+use super::newfile::NewFile;
+use super::scan::{Flat, copy};
+use crate::disk::{Disk, Layer};
+use crate::error::{Error, Result};
+use crate::qcow2::{self, CreateOptions, Image, OpenOptions};
+use crate::storage::{HostFile, Storage};
+use crate::store::{Access, DiskFormat, Store, Target};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Plain qcow2 with 64 KiB clusters: what every tool reads.
+const CLUSTER_BITS: u32 = 16;
+
+/// What to export, and where to.
+#[derive(Clone, Debug)]
+pub struct ExportRequest {
+    /// A clone or a base.
+    pub target: Target,
+    /// The file to make.
+    pub out: PathBuf,
+    /// Its format.
+    pub format: DiskFormat,
+    /// Whether a file that is there may be replaced.
+    pub force: bool,
+}
+
+/// Writes the guest-visible disk into one file, sparse; the file appears when it is complete and durable.
+///
+/// # Errors
+/// `Exists`, `Busy` while somebody writes to the clone, `NoSpace`, `Interrupted`, the gate's, the host's.
+pub fn export(store: &Store, request: &ExportRequest, progress: &dyn Progress) -> Result<()> {
+    let open = store.open_target(&request.target, Access::Read)?;
+    let shown = request.out.display();
+    let out = NewFile::create(&request.out, request.force)?;
+    let cannot = |error| Error::io(format!("cannot write {shown}"), error);
+    let file: Arc<dyn Storage> = Arc::new(HostFile::new(out.file().map_err(cannot)?));
+    match request.format {
+        DiskFormat::Raw => {
+            file.set_len(open.disk.size()).map_err(cannot)?;
+            copy(&open.disk, open.disk.size(), &Flat(&*file), progress)
+        }
+        DiskFormat::Qcow2 => write_qcow2(&open.disk, &file, progress),
+    }
+    .map_err(|error| error.at(&shown))?;
+    file.sync().map_err(cannot)?;
+    out.put()
+}
+
+fn write_qcow2(from: &Disk, file: &Arc<dyn Storage>, progress: &dyn Progress) -> Result<()> {
+    let mut options = CreateOptions::new(from.size());
+    options.cluster_bits = CLUSTER_BITS;
+    options.extended_l2 = false;
+    qcow2::create(&**file, &options)?;
+    let image = Image::open(Arc::clone(file), OpenOptions { writable: true, ..OpenOptions::default() })?;
+    let to = Disk::new(vec![Layer::qcow2(image)])?;
+    copy(from, from.size(), &to, progress)?;
+    to.close()
+}

@@ -1,0 +1,33 @@
+//! Long jobs on the store, each with progress and a way to stop.
+
+pub mod check;
+mod convert;
+pub mod export;
+pub mod import;
+pub mod map;
+mod newfile;
+mod scan;
+mod source;
+pub mod verify;
+
+/// Who is told how far a job is, and who may stop it. Called from several threads.
+pub trait Progress: Sync {
+    /// The job is `bytes` long in all.
+    fn total(&self, bytes: u64);
+    /// `bytes` more are done.
+    fn advance(&self, bytes: u64);
+    /// Whether the job shall stop; it then ends with `Interrupted` and leaves nothing behind.
+    fn cancelled(&self) -> bool;
+}
+
+/// Nobody is told, nobody stops it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn total(&self, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn cancelled(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,174 @@
+//! One pass over a disk: the sums of all blocks, and a sparse copy on the way.
+
+use super::Progress;
+use crate::disk::Disk;
+use crate::error::{Error, Kind, Result};
+use crate::storage::Storage;
+use crate::store::{BLOCK, BlockSum, ContentSums, SumList};
+use crate::units::{GIB, GuestOffset, HostOffset, MIB, index, length};
+use crate::zero::is_zero;
+use rayon::prelude::*;
+
+/// What one thread reads at a time: a multiple of [`BLOCK`].
+pub(super) const CHUNK: u64 = 4 * MIB;
+/// A hole is skipped in steps of at most this, a multiple of [`CHUNK`], so that a stop is noticed.
+const STRIDE: u64 = 64 * GIB;
+
+/// Where the bytes of a scan go to.
+pub(super) trait Sink: Sync {
+    /// `data`, which is not all zero, belongs at `at`. Ranges that are never put read as zeros.
+    fn put(&self, data: &[u8], at: u64) -> Result<()>;
+
+    /// Zeros shorter than this many bytes, or not aligned to it, are put like data.
+    fn grain(&self) -> usize {
+        4096
+    }
+}
+
+/// Nowhere.
+pub(super) struct Nowhere;
+
+impl Sink for Nowhere {
+    fn put(&self, _: &[u8], _: u64) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A file, at the same places.
+pub(super) struct Flat<'a>(pub(super) &'a dyn Storage);
+
+impl Sink for Flat<'_> {
+    fn put(&self, data: &[u8], at: u64) -> Result<()> {
+        self.0.write_at(data, HostOffset(at)).map_err(|error| Error::io("cannot write the copy", error))
+    }
+}
+
+/// A disk with clusters of [`BLOCK`] bytes, at the same places.
+impl Sink for Disk {
+    fn grain(&self) -> usize {
+        index(BLOCK)
+    }
+
+    fn put(&self, data: &[u8], at: u64) -> Result<()> {
+        self.write(data, GuestOffset(at))
+    }
+}
+
+/// The work that a scan does on each chunk.
+struct Scan<'a> {
+    disk: &'a Disk,
+    size: u64,
+    sink: &'a dyn Sink,
+    sums: bool,
+    progress: &'a dyn Progress,
+}
+
+/// Reads the first `size` bytes of `disk` (zeros past its end), gives what is not zero to `sink`, and returns the sums.
+pub(super) fn scan(disk: &Disk, size: u64, sink: &dyn Sink, progress: &dyn Progress) -> Result<SumList> {
+    let mut sums = ContentSums::new(size);
+    Scan { disk, size, sink, sums: true, progress }.run(|sum| sums.push(sum))?;
+    Ok(sums.finish())
+}
+
+/// The same without sums: what is not zero goes to `sink`.
+pub(super) fn copy(disk: &Disk, size: u64, sink: &dyn Sink, progress: &dyn Progress) -> Result<()> {
+    Scan { disk, size, sink, sums: false, progress }.run(|_| ())
+}
+
+impl Scan<'_> {
+    fn run(&self, mut each: impl FnMut(&BlockSum)) -> Result<()> {
+        self.progress.total(self.size);
+        // Enough chunks to keep all threads busy, few enough to keep the sums in order with little memory.
+        let window = CHUNK * length(rayon::current_num_threads().max(1)) * 4;
+        let mut at = 0;
+        while at < self.size {
+            self.check_cancelled()?;
+            let hole = self.hole(at, self.size.min(at + STRIDE))? / CHUNK * CHUNK;
+            if hole > 0 {
+                if self.sums {
+                    (0..hole / BLOCK).for_each(|_| each(&BlockSum::zeros()));
+                }
+                self.progress.advance(hole);
+                at += hole;
+                continue;
+            }
+            let end = self.size.min(at + window);
+            let chunks: Vec<u64> = (at..end).step_by(index(CHUNK)).collect();
+            let results: Vec<Result<Vec<BlockSum>>> =
+                chunks.par_iter().map_init(Vec::new, |buf, start| self.chunk(*start, buf)).collect();
+            for result in results {
+                result?.iter().for_each(&mut each);
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn check_cancelled(&self) -> Result<()> {
+        match self.progress.cancelled() {
+            true => Err(Error::new(Kind::Interrupted, "stopped; nothing was changed")),
+            false => Ok(()),
+        }
+    }
+
+    /// Bytes from `at` on, up to `end`, that surely read as zeros.
+    fn hole(&self, at: u64, end: u64) -> Result<u64> {
+        let mut here = at;
+        while here < end.min(self.disk.size()) {
+            let extent = self.disk.extent(GuestOffset(here))?;
+            if extent.data {
+                break;
+            }
+            here += extent.len.max(1);
+        }
+        let here = if here >= self.disk.size() { end } else { here.min(end) };
+        Ok(here - at)
+    }
+
+    fn chunk(&self, start: u64, buf: &mut Vec<u8>) -> Result<Vec<BlockSum>> {
+        self.check_cancelled()?;
+        let len = CHUNK.min(self.size - start);
+        if self.hole(start, start + len)? == len && len == CHUNK {
+            self.progress.advance(len);
+            return Ok(if self.sums { vec![BlockSum::zeros(); index(CHUNK / BLOCK)] } else { Vec::new() });
+        }
+        buf.resize(index(len), 0);
+        let there = index(self.disk.size().saturating_sub(start).min(len));
+        self.disk.read(&mut buf[..there], GuestOffset(start))?;
+        buf[there..].fill(0);
+        let mut sums = Vec::new();
+        for (number, block) in buf.chunks(index(BLOCK)).enumerate() {
+            let zero = is_zero(block);
+            if !zero {
+                self.put_data(block, start + length(number) * BLOCK)?;
+            }
+            if self.sums {
+                let whole = length(block.len()) == BLOCK;
+                sums.push(if zero && whole { BlockSum::zeros() } else { BlockSum::of(block) });
+            }
+        }
+        self.progress.advance(len);
+        Ok(sums)
+    }
+
+    /// Gives the runs of a block that are not zero to the sink, neighbours in one piece.
+    fn put_data(&self, block: &[u8], at: u64) -> Result<()> {
+        let mut start = None;
+        let grain = self.sink.grain();
+        for (number, piece) in block.chunks(grain).enumerate() {
+            let here = number * grain;
+            match (is_zero(piece), start) {
+                (false, None) => start = Some(here),
+                (true, Some(from)) => {
+                    self.sink.put(&block[from..here], at + length(from))?;
+                    start = None;
+                }
+                _ => {}
+            }
+        }
+        match start {
+            Some(from) => self.sink.put(&block[from..], at + length(from)),
+            None => Ok(()),
+        }
+    }
+}

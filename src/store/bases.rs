@@ -1,0 +1,114 @@
+//! How a base comes into the store.
+
+use super::layout::{BASE_FILE, BASES, CRC_FILE, base_disk};
+use super::list::base_of;
+use super::manifest::{self, BaseManifest, FORMAT};
+use super::staging::Staging;
+use super::{Base, DiskFormat, Name, Store, SumList, time};
+use crate::error::{Error, Result};
+use crate::storage::{FileAccess, Fingerprint, Folder, seal};
+use std::fs::File;
+use std::io;
+
+/// The folder of the new base within the staging folder.
+const STAGED: &str = "base";
+
+/// A base that is being made in `tmp`; gone again when dropped.
+#[derive(Debug)]
+pub(crate) struct NewBase {
+    store: Store,
+    name: Name,
+    staging: Staging,
+}
+
+impl Store {
+    /// Begins a base, version 1.
+    pub(crate) fn new_base(&self, name: &Name) -> Result<NewBase> {
+        let lock = self.lock()?;
+        self.refuse_taken(name)?;
+        let staging = lock.stage()?;
+        staging
+            .folder()
+            .make_folder(STAGED)
+            .map_err(|error| Error::io(format!("cannot make a folder for base {name}"), error))?;
+        Ok(NewBase { store: self.clone(), name: name.clone(), staging })
+    }
+}
+
+impl NewBase {
+    /// The folder that becomes the base's.
+    pub(crate) fn folder(&self) -> Result<Folder> {
+        self.staging.folder().folder(STAGED).map_err(|error| self.cannot(error))
+    }
+
+    fn cannot(&self, error: io::Error) -> Error {
+        Error::io(format!("cannot write base {}", self.name), error)
+    }
+
+    /// The empty file that becomes the base's disk.
+    pub(crate) fn create_disk(&self, format: DiskFormat) -> Result<File> {
+        self.folder()?.file(base_disk(format), FileAccess::Create).map_err(|error| self.cannot(error))
+    }
+
+    /// The base's disk, written by somebody else.
+    pub(crate) fn open_disk(&self, format: DiskFormat) -> Result<File> {
+        self.folder()?.file(base_disk(format), FileAccess::Write).map_err(|error| self.cannot(error))
+    }
+
+    /// Seals the raw disk, whose content has `sums`, and puts the base in its place.
+    pub(crate) fn commit(self, size: u64, sums: &SumList, source: &str) -> Result<Base> {
+        let manifest = self.seal(size, sums, source)?;
+        let name = &self.name;
+        let _lock = self.store.lock()?;
+        self.store.refuse_taken(name)?;
+        let bases = self.store.part(BASES)?;
+        let place = || -> io::Result<()> {
+            match bases.make_folder(name.as_str()) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            let versions = bases.folder(name.as_str())?;
+            self.staging.folder().move_new(STAGED, &versions, "1")?;
+            versions.sync()?;
+            bases.sync()
+        };
+        place().map_err(|error| {
+            // Only an empty folder is removed: one that holds the base stays.
+            let _ = bases.remove_folder(name.as_str());
+            self.cannot(error)
+        })?;
+        Ok(base_of(name, 1, manifest))
+    }
+
+    fn seal(&self, size: u64, sums: &SumList, source: &str) -> Result<BaseManifest> {
+        let folder = self.folder()?;
+        let write = || -> Result<BaseManifest> {
+            let cannot = |error| self.cannot(error);
+            folder.create_small(CRC_FILE, &sums.crcs, true).map_err(cannot)?;
+            let disk = folder.file(base_disk(DiskFormat::Raw), FileAccess::Read).map_err(cannot)?;
+            seal(&disk).map_err(cannot)?;
+            // After the sealing, so that the times which the fingerprint has are durable too.
+            disk.sync_all().map_err(cannot)?;
+            let manifest = BaseManifest {
+                manifest: FORMAT,
+                format: DiskFormat::Raw,
+                digest: sums.digest,
+                size,
+                parent: None,
+                source: manifest::tame(source),
+                created: time::now(),
+                fingerprint: Fingerprint::of(&disk).map_err(cannot)?,
+                crc_digest: sums.crc_digest(),
+            };
+            folder.create_small(BASE_FILE, &manifest::bytes(&manifest)?, true).map_err(cannot)?;
+            folder.sync().map_err(cannot)?;
+            Ok(manifest)
+        };
+        write()
+    }
+
+    /// Where the base's disk is while it is made, for a child that writes it.
+    pub(crate) fn disk_path(&self, format: DiskFormat) -> std::path::PathBuf {
+        self.staging.folder().path().join(STAGED).join(base_disk(format))
+    }
+}

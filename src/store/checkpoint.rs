@@ -1,0 +1,293 @@
+//! Checkpoints: frozen states of a clone.
+//!
+//! To freeze, the active file gets the second name `checkpoint-N.qcow2`, its manifest is written, and a new empty
+//! layer over it is renamed to `disk.qcow2`: that rename is the commit. Before it the checkpoint is the same file as
+//! the active one, which tells everybody that it is unfinished.
+
+use super::create::NewLayer;
+use super::gate::{Chain, StandsOn, Way};
+use super::layout::{
+    CLONE_DISK, CLONES, DEPTH_MAX, backing_of_clone, checkpoint_disk, checkpoint_file, checkpoint_of_file,
+};
+use super::manifest::{self, CheckpointManifest, CloneManifest, FORMAT, text_fault};
+use super::staging::StoreLock;
+use super::{Access, Checkpoint, Freed, Name, Restored, Store, time, usage};
+use crate::disk::Layer;
+use crate::error::{Error, Kind, Result};
+use crate::qcow2::BackingName;
+use crate::storage::{FileAccess, Fingerprint, Folder, Storage};
+use nix::sys::stat::{Mode, fchmod};
+use std::io;
+
+/// A clone held for a change of its layers: nobody has it open.
+struct Held<'a> {
+    name: &'a Name,
+    folder: Folder,
+    manifest: CloneManifest,
+    stands_on: StandsOn,
+    chain: Chain,
+}
+
+impl Store {
+    /// Freezes the present state of a clone.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy` while somebody has it open, `Invalid` when the chain would get too deep, the host's.
+    pub fn checkpoint(&self, name: &Name, note: Option<&str>) -> Result<Checkpoint> {
+        let note = checked_note(note)?;
+        let lock = self.lock()?;
+        let held = self.hold(name)?;
+        held.refuse_depth(held.chain.layers.len())?;
+        let number = held.next_number()?;
+        let size = held.size()?;
+        let frozen = held.freeze(number, note)?;
+        held.replace_active(&lock, size, &checkpoint_backing(number))?;
+        held.protect(number);
+        Ok(frozen)
+    }
+
+    /// Puts a clone back to a checkpoint. With `keep_current` the state from before becomes a checkpoint.
+    ///
+    /// # Errors
+    /// As [`Store::checkpoint`].
+    pub fn restore(&self, name: &Name, number: u32, keep_current: bool) -> Result<Restored> {
+        let lock = self.lock()?;
+        let held = self.hold(name)?;
+        if !held.numbers()?.contains(&number) {
+            return Err(no_checkpoint(name, number));
+        }
+        let (target, _) = self.checkpoint_chain(name, number, Way::of(Access::Inspect))?;
+        held.refuse_depth(target.layers.len())?;
+        let size = top_size(&target)?;
+        let mut kept = None;
+        if keep_current {
+            let note = format!("before the restore of checkpoint {number}");
+            kept = Some(held.freeze(held.next_number()?, Some(note))?);
+        }
+        held.replace_active(&lock, size, &checkpoint_backing(number))?;
+        if let Some(kept) = &kept {
+            held.protect(kept.number);
+        }
+        Ok(Restored { kept })
+    }
+
+    /// The checkpoints of a clone, oldest first.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, the host's.
+    pub fn checkpoints(&self, name: &Name) -> Result<Vec<Checkpoint>> {
+        self.clone_manifest(name)?;
+        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let mut found = Vec::new();
+        for number in finished(&folder).map_err(|error| cannot_change(name, error))? {
+            if let Some(manifest) = manifest::load::<CheckpointManifest>(&folder, &checkpoint_file(number))? {
+                let CheckpointManifest { parent, note, created, .. } = manifest;
+                found.push(Checkpoint { number, parent, note, created });
+            }
+        }
+        Ok(found)
+    }
+
+    /// The checkpoint that the clone's present state grew from; `None` for the base.
+    ///
+    /// # Errors
+    /// As [`Store::open_clone`] with [`Access::Inspect`].
+    pub fn current_checkpoint(&self, name: &Name) -> Result<Option<u32>> {
+        Ok(self.clone_chain(name, Way::of(Access::Inspect))?.1.checkpoint())
+    }
+
+    /// Removes a checkpoint that nothing stands on.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy` when the present state or another checkpoint stands on it, the host's.
+    pub fn remove_checkpoint(&self, name: &Name, number: u32) -> Result<Freed> {
+        let _lock = self.lock()?;
+        let all = self.checkpoints(name)?;
+        if !all.iter().any(|checkpoint| checkpoint.number == number) {
+            return Err(no_checkpoint(name, number));
+        }
+        let mut above: Vec<String> = all
+            .iter()
+            .filter(|checkpoint| checkpoint.parent == Some(number))
+            .map(|checkpoint| format!("checkpoint {}", checkpoint.number))
+            .collect();
+        if self.current_checkpoint(name)? == Some(number) {
+            above.push("its present state".to_owned());
+        }
+        if !above.is_empty() {
+            return Err(Error::new(
+                Kind::Busy,
+                format!("checkpoint {number} of {name} cannot be removed: {} stands on it", above.join(", ")),
+            ));
+        }
+        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let names = [checkpoint_file(number), checkpoint_disk(number)];
+        let remove = || -> io::Result<u64> {
+            let bytes = usage::of_files(&folder, &names)?.freed;
+            // The manifest's end is the checkpoint's end; the file without it is debris.
+            folder.unlink_if_there(&names[0])?;
+            folder.sync()?;
+            folder.unlink_if_there(&names[1])?;
+            folder.sync()?;
+            Ok(bytes)
+        };
+        remove().map(|bytes| Freed { bytes }).map_err(|error| cannot_change(name, error))
+    }
+
+    /// Opens a clone for a change of its layers: as a writer would, so that nobody else has it, but unwritten.
+    fn hold<'a>(&'a self, name: &'a Name) -> Result<Held<'a>> {
+        let way = Way { writable: false, ..Way::of(Access::Write) };
+        let (chain, stands_on, manifest) = self.clone_chain(name, way)?;
+        let folder = self.part(format!("{CLONES}/{name}"))?;
+        super::clean::clone_folder(&folder).map_err(|error| cannot_change(name, error))?;
+        Ok(Held { name, folder, manifest, stands_on, chain })
+    }
+}
+
+impl StandsOn {
+    fn checkpoint(self) -> Option<u32> {
+        match self {
+            Self::Base => None,
+            Self::Checkpoint(number) => Some(number),
+        }
+    }
+}
+
+impl Held<'_> {
+    fn numbers(&self) -> Result<Vec<u32>> {
+        finished(&self.folder).map_err(|error| cannot_change(self.name, error))
+    }
+
+    fn next_number(&self) -> Result<u32> {
+        let last = self.numbers()?.last().copied().unwrap_or(0);
+        last.checked_add(1)
+            .ok_or_else(|| Error::invalid(format!("clone {} has no checkpoint number left", self.name)))
+    }
+
+    fn size(&self) -> Result<u64> {
+        top_size(&self.chain)
+    }
+
+    /// One more layer comes on top of `depth` layers.
+    fn refuse_depth(&self, depth: usize) -> Result<()> {
+        if depth < DEPTH_MAX {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "clone {} has {depth} layers, no more than {DEPTH_MAX} are opened; restore an earlier checkpoint or export it",
+            self.name
+        )))
+    }
+
+    /// Gives the active file its second name, and the manifest that makes it a checkpoint once the active file is
+    /// another one.
+    fn freeze(&self, number: u32, note: Option<String>) -> Result<Checkpoint> {
+        let cannot = |error| cannot_change(self.name, error);
+        let disk = self.folder.file(CLONE_DISK, FileAccess::Read).map_err(cannot)?;
+        // What the guest flushed is durable; what it did not flush is frozen too, and must not be lost later.
+        disk.sync_all().map_err(cannot)?;
+        let manifest = CheckpointManifest {
+            manifest: FORMAT,
+            parent: self.stands_on.checkpoint(),
+            note,
+            created: time::now(),
+            fingerprint: Fingerprint::of(&disk).map_err(cannot)?.without_ctime(),
+        };
+        let bytes = manifest::bytes(&manifest)?;
+        let write = || -> io::Result<()> {
+            self.folder.link(CLONE_DISK, &checkpoint_disk(number))?;
+            // This syncs the folder: both names are durable before the rename that makes them count.
+            self.folder.replace_small(&checkpoint_file(number), &bytes)
+        };
+        if let Err(error) = write() {
+            // What stays is unfinished, and debris.
+            let _ = super::clean::clone_folder(&self.folder);
+            return Err(cannot(error));
+        }
+        let CheckpointManifest { parent, note, created, .. } = manifest;
+        Ok(Checkpoint { number, parent, note, created })
+    }
+
+    /// Puts an empty layer over `backing` in the active file's place: the commit.
+    fn replace_active(&self, lock: &StoreLock, size: u64, backing: &BackingName) -> Result<()> {
+        let layer = NewLayer {
+            size,
+            compat: self.manifest.compat,
+            backing: backing.clone(),
+            base: self.manifest.base.clone(),
+        };
+        let put = || -> Result<()> {
+            let staging = lock.stage()?;
+            let file = layer.create(staging.folder(), CLONE_DISK)?;
+            let rename = || -> io::Result<()> {
+                file.sync()?;
+                staging.folder().move_over(CLONE_DISK, &self.folder, CLONE_DISK)?;
+                self.folder.sync()
+            };
+            rename().map_err(|error| cannot_change(self.name, error))
+        };
+        put().inspect_err(|_| {
+            let _ = super::clean::clone_folder(&self.folder);
+        })
+    }
+
+    /// Makes a checkpoint's file read-only. Its fingerprint guards it; this keeps accidents away.
+    fn protect(&self, number: u32) {
+        if let Ok(file) = self.folder.file(checkpoint_disk(number), FileAccess::Read) {
+            let _ = fchmod(&file, Mode::from_bits_truncate(0o444));
+        }
+    }
+}
+
+/// Numbers of the checkpoints in a clone's folder, in order: with manifest, and another file than the active one.
+pub(super) fn finished(folder: &Folder) -> io::Result<Vec<u32>> {
+    let active = folder.stat(CLONE_DISK)?.st_ino;
+    let mut numbers = Vec::new();
+    for number in folder.names()?.iter().filter_map(|name| checkpoint_of_file(name)) {
+        match folder.stat(&checkpoint_disk(number)) {
+            Ok(stat) if stat.st_ino != active => numbers.push(number),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// The base as the backing file of a clone's first layer, or of a throw-away layer over the base.
+pub(super) fn base_backing(name: &Name, version: u32, format: super::DiskFormat) -> BackingName {
+    BackingName {
+        file: backing_of_clone(name.as_str(), version, format),
+        format: Some(format.as_str().to_owned()),
+    }
+}
+
+fn checkpoint_backing(number: u32) -> BackingName {
+    BackingName { file: checkpoint_disk(number), format: Some("qcow2".to_owned()) }
+}
+
+fn top_size(chain: &Chain) -> Result<u64> {
+    match chain.layers.first() {
+        Some(Layer::Qcow2(image)) => Ok(image.virtual_size()),
+        _ => Err(Error::corrupt("the active layer is not qcow2")),
+    }
+}
+
+fn checked_note(note: Option<&str>) -> Result<Option<String>> {
+    let note = note.map(str::to_owned);
+    match text_fault(&note) {
+        Some(fault) => Err(Error::invalid(format!("the note cannot be kept: {fault}"))),
+        None => Ok(note),
+    }
+}
+
+fn no_checkpoint(name: &Name, number: u32) -> Error {
+    Error::new(
+        Kind::NotFound,
+        format!("clone {name} has no checkpoint {number}; `cowshed checkpoints {name}` shows what there is"),
+    )
+}
+
+fn cannot_change(name: &Name, error: io::Error) -> Error {
+    Error::io(format!("cannot change clone {name}"), error)
+}

@@ -1,0 +1,44 @@
+//! Debris in a clone's folder: what a command that died between two renames left.
+
+use super::layout::{CLONE_DISK, checkpoint_disk, checkpoint_file, checkpoint_of_disk, checkpoint_of_file};
+use crate::qcow2::{Image, OpenOptions};
+use crate::storage::{FileAccess, Folder, HostFile};
+use std::io;
+use std::sync::Arc;
+
+/// Removes unfinished checkpoints, manifests without their file, and files without their manifest that nothing
+/// stands on. The caller holds the store's lock.
+pub(super) fn clone_folder(folder: &Folder) -> io::Result<()> {
+    let active = folder.stat(CLONE_DISK)?.st_ino;
+    let names = folder.names()?;
+    for number in names.iter().filter_map(|name| checkpoint_of_disk(name)) {
+        let (disk, manifest) = (checkpoint_disk(number), checkpoint_file(number));
+        let unfinished = folder.stat(&disk)?.st_ino == active;
+        if unfinished || (!folder.has(&manifest)? && !is_named(folder, &names, &disk)) {
+            folder.unlink_if_there(&manifest)?;
+            folder.unlink_if_there(&disk)?;
+        }
+    }
+    for name in &names {
+        let orphan = match checkpoint_of_file(name) {
+            Some(number) => !folder.has(&checkpoint_disk(number))?,
+            None => name.starts_with('.') && name.ends_with(".new"),
+        };
+        if orphan {
+            folder.unlink_if_there(name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a layer in the folder names `disk` as its backing file; also when that cannot be told.
+fn is_named(folder: &Folder, names: &[String], disk: &str) -> bool {
+    let layers = names.iter().filter(|name| name.ends_with(".qcow2") && *name != disk);
+    layers.into_iter().any(|name| {
+        let Ok(file) = folder.file(name, FileAccess::Read) else { return true };
+        match Image::open(Arc::new(HostFile::new(file)), OpenOptions::default()) {
+            Ok(image) => image.backing().is_some_and(|backing| backing.file == disk),
+            Err(_) => true,
+        }
+    })
+}

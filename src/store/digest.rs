@@ -1,0 +1,123 @@
+//! The identity of a disk's content, and the sums of its blocks.
+
+use crate::error::{Error, Result};
+use crate::units::index;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::LazyLock;
+
+/// Bytes of one block: the grain of digests and of CRCs.
+pub const BLOCK: u64 = 64 << 10;
+
+/// Identity of a disk's content: the BLAKE3 of its length (u64, little endian) followed by the BLAKE3 of each 64 KiB
+/// block in order, the last one short. Written as 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(pub [u8; 32]);
+
+impl FromStr for Digest {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || Error::invalid("a digest must be 64 lower-case hexadecimal digits");
+        if text.len() != 64 || text.bytes().any(|b| !matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(wrong());
+        }
+        let mut digest = [0; 32];
+        for (byte, pair) in digest.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| wrong())?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
+        }
+        Ok(Self(digest))
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The sums of one block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockSum {
+    hash: [u8; 32],
+    crc: u32,
+}
+
+impl BlockSum {
+    /// The sums of `block`, at most [`BLOCK`] bytes.
+    pub(crate) fn of(block: &[u8]) -> Self {
+        Self { hash: blake3::hash(block).into(), crc: crc32fast::hash(block) }
+    }
+
+    /// The sums of a whole block of zeros: a hole costs no reading and no hashing.
+    pub(crate) fn zeros() -> Self {
+        static ZEROS: LazyLock<BlockSum> = LazyLock::new(|| BlockSum::of(&vec![0; index(BLOCK)]));
+        *ZEROS
+    }
+}
+
+/// Takes the sums of a disk's blocks in order.
+#[derive(Debug)]
+pub(crate) struct ContentSums {
+    identity: blake3::Hasher,
+    crcs: Vec<u8>,
+}
+
+/// The sums of a whole disk.
+#[derive(Debug)]
+pub(crate) struct SumList {
+    /// Identity of the content.
+    pub(crate) digest: Digest,
+    /// The content of `blocks.crc`: the CRC-32 of each block, little endian.
+    pub(crate) crcs: Vec<u8>,
+}
+
+impl ContentSums {
+    /// For a disk of `len` bytes.
+    pub(crate) fn new(len: u64) -> Self {
+        let mut identity = blake3::Hasher::new();
+        identity.update(&len.to_le_bytes());
+        Self { identity, crcs: Vec::new() }
+    }
+
+    /// The next block.
+    pub(crate) fn push(&mut self, sum: &BlockSum) {
+        self.identity.update(&sum.hash);
+        self.crcs.extend_from_slice(&sum.crc.to_le_bytes());
+    }
+
+    /// All blocks were pushed.
+    pub(crate) fn finish(self) -> SumList {
+        SumList { digest: Digest(self.identity.finalize().into()), crcs: self.crcs }
+    }
+}
+
+impl SumList {
+    /// What `base.json` says of `blocks.crc`.
+    pub(crate) fn crc_digest(&self) -> Digest {
+        Digest(blake3::hash(&self.crcs).into())
+    }
+}

@@ -1,0 +1,368 @@
+//! The gate: what may be opened, and as what.
+//!
+//! A chain is opened from the manifests. What the headers of its files say is compared with what the manifests make
+//! expected, and never followed: no name in an image leads anywhere that the store does not know. Formats are given,
+//! nothing is probed. Each base's fingerprint is compared in O(1).
+
+use super::layout::{
+    BASES, CLONE_DISK, CLONES, DEPTH_MAX, backing_of_base, backing_of_clone, base_disk, checkpoint_disk,
+    checkpoint_file, checkpoint_of_disk,
+};
+use super::manifest::{self, BaseManifest, CheckpointManifest, CloneManifest};
+use super::{Access, BaseId, DiskFormat, Name, Store};
+use crate::disk::{Layer, RawLayer};
+use crate::error::{Error, Kind, Result};
+use crate::qcow2::{BackingName, Image, OpenOptions};
+use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, ImageLock, Role};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The layers of a disk, top first, with their files and the locks on them.
+#[derive(Debug, Default)]
+pub(super) struct Chain {
+    pub(super) layers: Vec<Layer>,
+    pub(super) files: Vec<PathBuf>,
+    pub(super) locks: Vec<ImageLock>,
+}
+
+/// What the active layer of a clone stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StandsOn {
+    Base,
+    Checkpoint(u32),
+}
+
+/// Whether a base's fingerprint is compared. Only what reads the whole content anyway may do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trust {
+    Fingerprint,
+    Nothing,
+}
+
+/// How the layers of a chain are opened.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    /// The active layer's lock.
+    pub(super) top: Option<Role>,
+    /// Whether the active layer is written to.
+    pub(super) writable: bool,
+    pub(super) trust: Trust,
+}
+
+impl Way {
+    pub(super) fn of(access: Access) -> Self {
+        let (top, writable) = match access {
+            Access::Inspect => (None, false),
+            Access::Read => (Some(Role::Reader), false),
+            Access::Write => (Some(Role::Writer), true),
+        };
+        Self { top, writable, trust: Trust::Fingerprint }
+    }
+
+    /// The layers below the active one are read under the same rule as it is.
+    fn below(self) -> Self {
+        Self { top: self.top.map(|_| Role::Reader), writable: false, ..self }
+    }
+}
+
+fn too_deep(what: impl std::fmt::Display) -> Error {
+    Error::invalid(format!("the chain of {what} has more than {DEPTH_MAX} layers"))
+}
+
+impl Chain {
+    fn push(&mut self, layer: Layer, file: PathBuf, lock: Option<ImageLock>) {
+        self.layers.push(layer);
+        self.files.push(file);
+        self.locks.extend(lock);
+    }
+}
+
+impl Store {
+    /// Opens a clone's chain; also tells what its active layer stands on.
+    pub(super) fn clone_chain(&self, name: &Name, way: Way) -> Result<(Chain, StandsOn, CloneManifest)> {
+        let manifest = self.clone_manifest(name)?;
+        let place = format!("clone {name}");
+        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let base = self.base_of_clone(&place, &manifest)?;
+        let mut chain = Chain::default();
+        let file = open_locked(&folder, CLONE_DISK, way, &place, &mut chain.locks)?;
+        let image = self.image(file, way).map_err(|error| error.at(&place))?;
+        check_identity(&image, &manifest.base).map_err(|error| error.at(&place))?;
+        let stands_on =
+            stands_on(image.backing(), &manifest.base, base.format).map_err(|error| error.at(&place))?;
+        chain.push(Layer::qcow2(image), folder.path().join(CLONE_DISK), None);
+        if let StandsOn::Checkpoint(number) = stands_on {
+            self.push_checkpoints(
+                &mut chain,
+                &folder,
+                (name, number),
+                (&manifest.base, base.format),
+                way.below(),
+            )?;
+        }
+        self.push_base(&mut chain, &manifest.base.name, manifest.base.version, way.below())
+            .map_err(|error| error.at(&place))?;
+        Ok((chain, stands_on, manifest))
+    }
+
+    /// The chain below a checkpoint's state, that checkpoint on top.
+    pub(super) fn checkpoint_chain(
+        &self,
+        name: &Name,
+        number: u32,
+        way: Way,
+    ) -> Result<(Chain, CloneManifest)> {
+        let manifest = self.clone_manifest(name)?;
+        let place = format!("clone {name}");
+        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let base = self.base_of_clone(&place, &manifest)?;
+        let mut chain = Chain::default();
+        self.push_checkpoints(
+            &mut chain,
+            &folder,
+            (name, number),
+            (&manifest.base, base.format),
+            way.below(),
+        )?;
+        self.push_base(&mut chain, &manifest.base.name, manifest.base.version, way.below())
+            .map_err(|error| error.at(&place))?;
+        Ok((chain, manifest))
+    }
+
+    /// The base of a clone, with the digest that the clone remembers.
+    fn base_of_clone(&self, place: &str, clone: &CloneManifest) -> Result<BaseManifest> {
+        let id = &clone.base;
+        let base = self.base_manifest(&id.name, id.version)?.ok_or_else(|| missing(id).at(place))?;
+        if base.digest != id.digest {
+            return Err(Error::new(
+                Kind::Changed,
+                format!(
+                    "{place}: base {id} is not the one that it was made from: another digest; restore that base"
+                ),
+            ));
+        }
+        Ok(base)
+    }
+
+    fn push_checkpoints(
+        &self,
+        chain: &mut Chain,
+        folder: &Folder,
+        (name, number): (&Name, u32),
+        (id, format): (&BaseId, DiskFormat),
+        way: Way,
+    ) -> Result<()> {
+        let mut next = Some(number);
+        while let Some(number) = next {
+            let place = format!("checkpoint {number} of clone {name}");
+            if chain.layers.len() >= DEPTH_MAX {
+                return Err(too_deep(format!("clone {name}")));
+            }
+            let manifest: CheckpointManifest = manifest::load(folder, &checkpoint_file(number))?
+                .ok_or_else(|| Error::new(Kind::NotFound, format!("{place} is missing")))?;
+            // Numbers only fall on the way down, so that no chain of them is a circle.
+            if manifest.parent.is_some_and(|parent| parent >= number) {
+                return Err(Error::corrupt(format!("{place} names a parent that is not before it")));
+            }
+            let disk = checkpoint_disk(number);
+            let file = open_locked(folder, &disk, way, &place, &mut chain.locks)?;
+            compare(&manifest.fingerprint, &file, &place)?;
+            let image = self.image(file, way).map_err(|error| error.at(&place))?;
+            check_identity(&image, id).map_err(|error| error.at(&place))?;
+            let found = stands_on(image.backing(), id, format).map_err(|error| error.at(&place))?;
+            if found != manifest.parent.map_or(StandsOn::Base, StandsOn::Checkpoint) {
+                return Err(Error::corrupt(format!(
+                    "{place}: its header and its manifest name different parents"
+                )));
+            }
+            chain.push(Layer::qcow2(image), folder.path().join(&disk), None);
+            next = manifest.parent;
+        }
+        Ok(())
+    }
+
+    /// Opens a base version and the versions below it.
+    pub(super) fn push_base(&self, chain: &mut Chain, name: &Name, version: u32, way: Way) -> Result<()> {
+        let mut next = Some(version);
+        while let Some(version) = next {
+            let place = format!("base {name}@{version}");
+            if chain.layers.len() >= DEPTH_MAX {
+                return Err(too_deep(place));
+            }
+            let missing = || missing_base(&place, &format!("{name}@{version}"));
+            let manifest = self.base_manifest(name, version)?.ok_or_else(missing)?;
+            let folder = self.part(format!("{BASES}/{name}/{version}"))?;
+            let disk = base_disk(manifest.format);
+            let file = match open_locked(&folder, disk, way, &place, &mut chain.locks) {
+                Err(error) if error.kind() == Kind::NotFound => return Err(missing()),
+                other => other?,
+            };
+            if way.trust == Trust::Fingerprint {
+                compare(&manifest.fingerprint, &file, &place).map_err(|error| {
+                    Error::new(
+                        error.kind(),
+                        format!("{error}; `cowshed verify {name}@{version}` reads what it holds"),
+                    )
+                })?;
+            }
+            let layer = self.base_layer(file, name, &manifest).map_err(|error| error.at(&place))?;
+            chain.push(layer, folder.path().join(disk), None);
+            next = manifest.parent;
+        }
+        Ok(())
+    }
+
+    fn base_layer(&self, file: File, name: &Name, manifest: &BaseManifest) -> Result<Layer> {
+        if manifest.format == DiskFormat::Raw {
+            return Ok(Layer::Raw(RawLayer::new(Arc::new(HostFile::new(file)), false)?));
+        }
+        let options = OpenOptions { writable: false, metadata_cache: self.metadata_cache };
+        let image = Image::open(Arc::new(HostFile::new(file)), options)?;
+        let expected = match manifest.parent {
+            None => None,
+            Some(parent) => {
+                let below = self.base_manifest(name, parent)?.ok_or_else(|| {
+                    missing_base(&format!("base {name}@{parent}"), &format!("{name}@{parent}"))
+                })?;
+                Some((backing_of_base(parent, below.format), below.format))
+            }
+        };
+        match (image.backing(), expected) {
+            (None, None) => Ok(Layer::qcow2(image)),
+            (Some(found), Some((file, format))) if is(found, &file, format) => Ok(Layer::qcow2(image)),
+            (found, _) => Err(foreign(found)),
+        }
+    }
+
+    fn image(&self, file: File, way: Way) -> Result<Image> {
+        let file = Arc::new(HostFile::new(file));
+        Image::open(file, OpenOptions { writable: way.writable, metadata_cache: self.metadata_cache })
+    }
+}
+
+/// What a clone's layer names as its backing file, if that is something of the clone's own chain.
+pub(super) fn stands_on(found: Option<&BackingName>, id: &BaseId, format: DiskFormat) -> Result<StandsOn> {
+    if let Some(backing) = found {
+        if is(backing, &backing_of_clone(id.name.as_str(), id.version, format), format) {
+            return Ok(StandsOn::Base);
+        }
+        if let Some(number) = checkpoint_of_disk(&backing.file)
+            && is(backing, &checkpoint_disk(number), DiskFormat::Qcow2)
+        {
+            return Ok(StandsOn::Checkpoint(number));
+        }
+    }
+    Err(foreign(found))
+}
+
+fn is(found: &BackingName, file: &str, format: DiskFormat) -> bool {
+    found.file == file && found.format.as_deref() == Some(format.as_str())
+}
+
+fn foreign(found: Option<&BackingName>) -> Error {
+    let shown = found.map_or("no backing file".to_owned(), |backing| {
+        let file: String = backing.file.chars().take(200).flat_map(char::escape_default).collect();
+        let format: String = backing
+            .format
+            .as_deref()
+            .unwrap_or("not given")
+            .chars()
+            .take(20)
+            .flat_map(char::escape_default)
+            .collect();
+        format!("the backing file \"{file}\" (format {format})")
+    });
+    Error::corrupt(format!(
+        "its header names {shown}, which is not what the store put there; it is not opened"
+    ))
+}
+
+fn check_identity(image: &Image, id: &BaseId) -> Result<()> {
+    let Some(found) = image.identity() else {
+        return Err(Error::corrupt(format!(
+            "its header does not say which base it stands on; {id} is expected"
+        )));
+    };
+    let same = found.name == id.name.as_str() && found.version == id.version && found.digest == id.digest.0;
+    let shown: String = found.name.chars().take(128).flat_map(char::escape_default).collect();
+    if same {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!(
+        "its header says that it stands on {shown}@{}, its manifest says {id} with digest {}",
+        found.version, id.digest
+    )))
+}
+
+fn missing(id: &BaseId) -> Error {
+    missing_base(&format!("base {id}"), &id.to_string())
+}
+
+fn missing_base(place: &str, base: &str) -> Error {
+    Error::new(
+        Kind::Changed,
+        format!(
+            "{place} is missing from the store; put its folder back from a backup, then `cowshed verify {base}`"
+        ),
+    )
+}
+
+fn compare(sealed: &Fingerprint, file: &File, place: &str) -> Result<()> {
+    let now = Fingerprint::of(file).map_err(|error| Error::io(format!("cannot read {place}"), error))?;
+    match sealed.difference(&now) {
+        None => Ok(()),
+        Some(difference) => {
+            Err(Error::new(Kind::Changed, format!("{place} was changed since it was sealed: {difference}")))
+        }
+    }
+}
+
+/// Opens a layer's file, locked as `way` says.
+///
+/// Between the opening and the locking a checkpoint may have put another file in the place: then it is done again.
+pub(super) fn open_locked(
+    folder: &Folder,
+    name: &str,
+    way: Way,
+    place: &str,
+    locks: &mut Vec<ImageLock>,
+) -> Result<File> {
+    let access = if way.writable { FileAccess::Write } else { FileAccess::Read };
+    let open = || -> io::Result<(File, Option<ImageLock>)> {
+        let file = folder.file(name, access)?;
+        let lock = way.top.map(|role| ImageLock::take(&file, role)).transpose()?;
+        Ok((file, lock))
+    };
+    for _ in 0..8 {
+        let (file, lock) = open().map_err(|error| cannot_open(error, way, place))?;
+        let opened = file.metadata().map_err(|error| cannot_open(error, way, place))?;
+        let there = folder.stat(name).map_err(|error| cannot_open(error, way, place))?;
+        if (opened.dev(), opened.ino()) == (there.st_dev, there.st_ino) {
+            locks.extend(lock);
+            return Ok(file);
+        }
+    }
+    Err(Error::new(Kind::Busy, format!("{place} is being changed by another command; try again")))
+}
+
+fn cannot_open(error: io::Error, way: Way, place: &str) -> Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock if way.top == Some(Role::Writer) => Error::new(
+            Kind::Busy,
+            format!(
+                "{place} is in use by another process (a running VM, a mount, or a tool); stop that first"
+            ),
+        ),
+        io::ErrorKind::WouldBlock => Error::new(
+            Kind::Busy,
+            format!(
+                "{place} is being written by another process (a running VM, a mount, or a tool); stop that first"
+            ),
+        ),
+        io::ErrorKind::InvalidInput => Error::corrupt(format!("{place}: its disk is not a regular file")),
+        _ => Error::io(format!("cannot open the disk of {place}"), error),
+    }
+}

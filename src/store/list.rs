@@ -1,0 +1,184 @@
+//! What is in a store.
+
+use super::layout::{BASE_FILE, BASES, CLONE_FILE, CLONES};
+use super::manifest::{self, BaseManifest, CloneManifest};
+use super::name::parse_version;
+use super::types::Clone;
+use super::{Base, BaseRef, Name, Store, Target};
+use crate::error::{Error, Kind, Result};
+use crate::storage::Folder;
+
+impl Store {
+    /// Every version of every base, sorted by name and version.
+    ///
+    /// # Errors
+    /// `Corrupt` for a broken manifest; the host's.
+    pub fn bases(&self) -> Result<Vec<Base>> {
+        let mut bases = Vec::new();
+        for name in valid_names(&self.part(BASES)?)? {
+            for version in self.versions(&name)? {
+                if let Some(manifest) = self.base_manifest(&name, version)? {
+                    bases.push(base_of(&name, version, manifest));
+                }
+            }
+        }
+        Ok(bases)
+    }
+
+    /// All clones, sorted by name.
+    ///
+    /// # Errors
+    /// `Corrupt` for a broken manifest (`cowshed rm` removes such a clone); the host's.
+    pub fn clones(&self) -> Result<Vec<Clone>> {
+        let folder = self.part(CLONES)?;
+        let mut clones = Vec::new();
+        for name in valid_names(&folder)? {
+            if let Some(manifest) = manifest::load(&folder, &format!("{name}/{CLONE_FILE}"))? {
+                clones.push(clone_of(&name, manifest));
+            }
+        }
+        Ok(clones)
+    }
+
+    /// One base version; without a version the newest.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, the host's.
+    pub fn base(&self, base: &BaseRef) -> Result<Base> {
+        let version = self.resolve(base)?;
+        match self.base_manifest(&base.name, version)? {
+            Some(manifest) => Ok(base_of(&base.name, version, manifest)),
+            None => Err(self.no_base(base)),
+        }
+    }
+
+    /// One clone.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, the host's.
+    pub fn clone_named(&self, name: &Name) -> Result<Clone> {
+        Ok(clone_of(name, self.clone_manifest(name)?))
+    }
+
+    /// What `NAME` or `NAME@V` means: a clone and a base never have the same name.
+    ///
+    /// # Errors
+    /// `NotFound`, the host's.
+    pub fn find(&self, what: &BaseRef) -> Result<Target> {
+        if what.version.is_none() && self.is_clone(&what.name)? {
+            return Ok(Target::Clone(what.name.clone()));
+        }
+        if !self.versions(&what.name)?.is_empty() {
+            let version = self.resolve(what)?;
+            return Ok(Target::Base(BaseRef::exact(what.name.clone(), version)));
+        }
+        let kind = if what.version.is_none() { "clone or base" } else { "base" };
+        Err(Error::new(
+            Kind::NotFound,
+            format!("there is no {kind} {what}; `cowshed list` shows what there is"),
+        ))
+    }
+
+    /// The clones that stand on a base version (on any version, when none is given), sorted.
+    ///
+    /// # Errors
+    /// `Corrupt`, the host's.
+    pub fn clones_of(&self, base: &BaseRef) -> Result<Vec<Name>> {
+        let stands = |clone: &Clone| {
+            clone.base.name == base.name && base.version.is_none_or(|version| clone.base.version == version)
+        };
+        Ok(self.clones()?.into_iter().filter(stands).map(|clone| clone.name).collect())
+    }
+
+    /// The version that `base` means.
+    pub(super) fn resolve(&self, base: &BaseRef) -> Result<u32> {
+        match base.version {
+            Some(version) => Ok(version),
+            None => self.versions(&base.name)?.last().copied().ok_or_else(|| self.no_base(base)),
+        }
+    }
+
+    /// Versions of a base in order; none when there is no such base.
+    pub(super) fn versions(&self, name: &Name) -> Result<Vec<u32>> {
+        if !self.has(BASES, name)? {
+            return Ok(Vec::new());
+        }
+        let folder = self.part(format!("{BASES}/{name}"))?;
+        let names = folder.names().map_err(|error| cannot_list(&folder, error))?;
+        let mut versions: Vec<u32> = names.iter().filter_map(|name| parse_version(name)).collect();
+        versions.sort_unstable();
+        Ok(versions)
+    }
+
+    pub(super) fn base_manifest(&self, name: &Name, version: u32) -> Result<Option<BaseManifest>> {
+        let manifest: Option<BaseManifest> =
+            manifest::load(self.folder(), &format!("{BASES}/{name}/{version}/{BASE_FILE}"))?;
+        if manifest.as_ref().and_then(|manifest| manifest.parent).is_some_and(|parent| parent >= version) {
+            return Err(Error::corrupt(format!(
+                "base {name}@{version} names a parent that is not before it"
+            )));
+        }
+        Ok(manifest)
+    }
+
+    pub(super) fn clone_manifest(&self, name: &Name) -> Result<CloneManifest> {
+        manifest::load(self.folder(), &format!("{CLONES}/{name}/{CLONE_FILE}"))?.ok_or_else(|| {
+            Error::new(
+                Kind::NotFound,
+                format!("there is no clone {name}; `cowshed list` shows what there is"),
+            )
+        })
+    }
+
+    fn has(&self, part: &str, name: &Name) -> Result<bool> {
+        let folder = self.part(part)?;
+        folder.has(name.as_str()).map_err(|error| cannot_list(&folder, error))
+    }
+
+    /// Whether a clone has that name; a folder of that name without a manifest counts as well.
+    pub(super) fn is_clone(&self, name: &Name) -> Result<bool> {
+        self.has(CLONES, name)
+    }
+
+    /// Refuses a name that a clone or a base has.
+    pub(super) fn refuse_taken(&self, name: &Name) -> Result<()> {
+        let kind = if self.is_clone(name)? {
+            "clone"
+        } else if !self.versions(name)?.is_empty() {
+            "base"
+        } else {
+            return Ok(());
+        };
+        let hint = "choose another name, or remove it first";
+        Err(Error::new(Kind::Exists, format!("there is a {kind} {name} already; {hint}")))
+    }
+
+    pub(super) fn no_base(&self, base: &BaseRef) -> Error {
+        let known = self.versions(&base.name).unwrap_or_default();
+        let hint = match (known.first(), known.last()) {
+            (Some(first), Some(last)) => format!("{} has versions {first} to {last}", base.name),
+            _ => "`cowshed list` shows what there is".to_owned(),
+        };
+        Error::new(Kind::NotFound, format!("there is no base {base}; {hint}"))
+    }
+}
+
+pub(super) fn base_of(name: &Name, version: u32, manifest: BaseManifest) -> Base {
+    let BaseManifest { format, digest, size, parent, source, created, .. } = manifest;
+    Base { name: name.clone(), version, format, digest, size, parent, source, created }
+}
+
+pub(super) fn clone_of(name: &Name, manifest: CloneManifest) -> Clone {
+    let CloneManifest { base, size, created, labels, .. } = manifest;
+    Clone { name: name.clone(), base, size, created, labels }
+}
+
+/// Names of bases or clones in a folder, sorted; anything else there is not ours.
+fn valid_names(folder: &Folder) -> Result<Vec<Name>> {
+    let names = folder.names().map_err(|error| cannot_list(folder, error))?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+fn cannot_list(folder: &Folder, error: std::io::Error) -> Error {
+    Error::io(format!("cannot list {}", folder.path().display()), error)
+}

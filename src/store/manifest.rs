@@ -1,0 +1,210 @@
+//! The manifests: small JSON files, one beside each disk, parsed strictly.
+
+use super::digest::Digest;
+use super::types::{BaseId, DiskFormat};
+use crate::error::{Error, Kind, Result};
+use crate::storage::{Fingerprint, Folder};
+use crate::units::{KIB, SECTOR};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+
+/// The version of all manifests and of the store's layout.
+pub(super) const FORMAT: u32 = 1;
+/// No manifest is longer.
+pub(super) const MANIFEST_MAX: u64 = 64 * KIB;
+/// Longest note, label or source, in bytes.
+const TEXT_MAX: usize = 4096;
+/// The largest disk that is taken in bytes: the longest file of ext4. It bounds the list of block sums to 1 GiB.
+pub(crate) const DISK_MAX: u64 = 16 << 40;
+
+/// `cowshed.json`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StoreManifest {
+    pub(super) format: u32,
+}
+
+/// `base.json`. The folder says name and version.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BaseManifest {
+    pub(super) manifest: u32,
+    pub(super) format: DiskFormat,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) parent: Option<u32>,
+    pub(super) source: String,
+    pub(super) created: String,
+    pub(super) fingerprint: Fingerprint,
+    /// BLAKE3 of `blocks.crc`.
+    pub(super) crc_digest: Digest,
+}
+
+/// `clone.json`. The folder says the name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CloneManifest {
+    pub(super) manifest: u32,
+    pub(super) base: BaseId,
+    pub(super) size: u64,
+    pub(super) compat: bool,
+    pub(super) created: String,
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+/// `checkpoint-N.json`. The file's name says the number.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CheckpointManifest {
+    pub(super) manifest: u32,
+    pub(super) parent: Option<u32>,
+    pub(super) note: Option<String>,
+    pub(super) created: String,
+    /// Without ctime: the file has got its name and lost its other one since.
+    pub(super) fingerprint: Fingerprint,
+}
+
+/// What a manifest must hold beyond its types.
+pub(super) trait Valid: DeserializeOwned + Serialize {
+    /// Why it cannot be right.
+    fn fault(&self) -> Option<&'static str>;
+}
+
+impl Valid for BaseManifest {
+    fn fault(&self) -> Option<&'static str> {
+        size_fault(self.size).or(text_fault([&self.source, &self.created])).or_else(|| {
+            (self.format == DiskFormat::Raw && self.parent.is_some()).then_some("a raw base has no parent")
+        })
+    }
+}
+
+impl Valid for CloneManifest {
+    fn fault(&self) -> Option<&'static str> {
+        size_fault(self.size)
+            .or(text_fault(self.labels.iter().flat_map(|(key, value)| [key, value]).chain([&self.created])))
+    }
+}
+
+impl Valid for CheckpointManifest {
+    fn fault(&self) -> Option<&'static str> {
+        text_fault(self.note.iter().chain([&self.created]))
+    }
+}
+
+fn size_fault(size: u64) -> Option<&'static str> {
+    let good = (SECTOR..=DISK_MAX).contains(&size) && size.is_multiple_of(SECTOR);
+    (!good).then_some("the disk's size is not a positive multiple of 512 bytes up to 16 TiB")
+}
+
+/// Text goes to terminals: no control characters, and not much of it.
+pub(super) fn text_fault<'a>(texts: impl IntoIterator<Item = &'a String>) -> Option<&'static str> {
+    let bad = |text: &String| text.len() > TEXT_MAX || text.chars().any(char::is_control);
+    texts.into_iter().any(bad).then_some("a text has control characters or more than 4096 bytes")
+}
+
+/// `text` so that [`text_fault`] finds nothing wrong: escaped and cut.
+pub(super) fn tame(text: &str) -> String {
+    let escaped: String = text
+        .chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+        .collect();
+    let end = (0..=TEXT_MAX.min(escaped.len())).rev().find(|at| escaped.is_char_boundary(*at)).unwrap_or(0);
+    escaped[..end].to_owned()
+}
+
+/// Reads the manifest at `file` below `folder`; `None` when there is none.
+pub(super) fn load<T: Valid>(folder: &Folder, file: &str) -> Result<Option<T>> {
+    let place = || folder.path().join(file).display().to_string();
+    let bytes = match folder.read_small(file, MANIFEST_MAX) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return Err(Error::corrupt(format!("{}: {error}", place())));
+        }
+        Err(error) => return Err(Error::io(format!("cannot read {}", place()), error)),
+    };
+    parse(&bytes).map(Some).map_err(|error| error.at(place()))
+}
+
+/// Parses a manifest.
+pub(super) fn parse<T: Valid>(bytes: &[u8]) -> Result<T> {
+    #[derive(Deserialize)]
+    struct Version {
+        manifest: u32,
+    }
+    let broken =
+        |error: serde_json::Error| Error::corrupt(format!("not a manifest: {}", tame(&error.to_string())));
+    let Version { manifest } = serde_json::from_slice(bytes).map_err(broken)?;
+    if manifest != FORMAT {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!("manifest format {manifest}, this cowshed knows {FORMAT}; use a later one"),
+        ));
+    }
+    let value: T = serde_json::from_slice(bytes).map_err(broken)?;
+    match value.fault() {
+        Some(fault) => Err(Error::corrupt(fault)),
+        None => Ok(value),
+    }
+}
+
+/// The bytes of a manifest.
+pub(super) fn bytes<T: Serialize>(manifest: &T) -> Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(manifest)
+        .map_err(|error| Error::invalid(format!("this cannot be written as JSON: {error}")))?;
+    bytes.push(b'\n');
+    if crate::units::length(bytes.len()) > MANIFEST_MAX {
+        return Err(Error::invalid("the labels are too long: at most 64 KiB in all"));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn sample() -> serde_json::Value {
+        let digest = "00".repeat(32);
+        serde_json::json!({
+            "manifest": 1, "base": {"name": "a", "version": 1, "digest": digest}, "size": 512, "compat": false,
+            "created": "2026-01-01T00:00:00Z", "labels": {}
+        })
+    }
+
+    #[test]
+    fn hostile_manifests_end_in_a_sentence() {
+        assert!(parse::<CloneManifest>(sample().to_string().as_bytes()).is_ok());
+        type Change = fn(&mut serde_json::Value);
+        let changes: [(Kind, Change); 9] = [
+            (Kind::Unsupported, |v| v["manifest"] = 2.into()),
+            (Kind::Corrupt, |v| v["manifest"] = "x".into()),
+            (Kind::Corrupt, |v| v["extra"] = 1.into()),
+            (Kind::Corrupt, |v| v["size"] = 513.into()),
+            (Kind::Corrupt, |v| v["size"] = u64::MAX.into()),
+            (Kind::Corrupt, |v| v["base"]["name"] = "../x".into()),
+            (Kind::Corrupt, |v| v["base"]["digest"] = "00".into()),
+            (Kind::Corrupt, |v| v["base"]["version"] = (-1).into()),
+            (Kind::Corrupt, |v| v["labels"]["\u{1b}[2J"] = "x".into()),
+        ];
+        for (kind, change) in changes {
+            let mut value = sample();
+            change(&mut value);
+            let error = parse::<CloneManifest>(value.to_string().as_bytes()).unwrap_err();
+            assert_eq!(error.kind(), kind, "{value}: {error}");
+            assert!(!error.to_string().chars().any(char::is_control), "{error:?}");
+        }
+        for junk in ["", "[]", "{", "\"\"", &"[".repeat(60000)] {
+            assert_eq!(parse::<CloneManifest>(junk.as_bytes()).unwrap_err().kind(), Kind::Corrupt);
+        }
+    }
+
+    #[test]
+    fn tamed_text_is_accepted() {
+        let text = format!("a\n\u{1b}{}é", "é".repeat(4000));
+        assert_eq!(text_fault([&tame(&text)]), None);
+        assert_eq!(tame("plain/päth"), "plain/päth");
+    }
+}

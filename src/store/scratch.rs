@@ -1,0 +1,83 @@
+//! Throw-away layers.
+
+use super::checkpoint::base_backing;
+use super::create::NewLayer;
+use super::gate::{Chain, Way};
+use super::layout::{CLONE_DISK, CLONES};
+use super::staging::Staging;
+use super::{Access, BaseId, OpenDisk, Store, Target};
+use crate::disk::Layer;
+use crate::error::{Error, Result};
+use crate::qcow2::{BackingName, Image, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A throw-away writable layer over a clone or a base, in the store's `tmp`; removed when dropped.
+///
+/// What it stands on is locked as a reader meanwhile: nobody writes to it.
+#[derive(Debug)]
+pub struct Scratch {
+    /// The disk, open for writing.
+    pub disk: OpenDisk,
+    path: PathBuf,
+    // After the disk, so that the file goes last.
+    _staging: Staging,
+}
+
+impl Scratch {
+    /// The layer's qcow2 file, absolute.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        self.disk.forget_changes();
+    }
+}
+
+impl Store {
+    /// A throw-away writable layer over a clone or base.
+    ///
+    /// # Errors
+    /// As [`Store::open_clone`] with [`Access::Read`].
+    pub fn scratch(&self, of: &Target) -> Result<Scratch> {
+        let (chain, layer) = match of {
+            Target::Clone(name) => {
+                let (chain, _, manifest) = self.clone_chain(name, Way::of(Access::Read))?;
+                let backing = BackingName {
+                    file: format!("../../{CLONES}/{name}/{CLONE_DISK}"),
+                    format: Some("qcow2".to_owned()),
+                };
+                let size = match chain.layers.first() {
+                    Some(Layer::Qcow2(image)) => image.virtual_size(),
+                    _ => manifest.size,
+                };
+                (chain, NewLayer { size, compat: manifest.compat, backing, base: manifest.base })
+            }
+            Target::Base(base) => {
+                let base = self.base(base)?;
+                let mut chain = Chain::default();
+                self.push_base(&mut chain, &base.name, base.version, Way::of(Access::Read))?;
+                let backing = base_backing(&base.name, base.version, base.format);
+                let size = base.size;
+                let base = BaseId { name: base.name, version: base.version, digest: base.digest };
+                (chain, NewLayer { size, compat: false, backing, base })
+            }
+        };
+        self.scratch_over(chain, &layer, format!("throw-away layer over {of}"))
+    }
+
+    fn scratch_over(&self, mut chain: Chain, layer: &NewLayer, name: String) -> Result<Scratch> {
+        let staging = self.lock()?.stage()?;
+        let file = layer.create(staging.folder(), CLONE_DISK).map_err(|error: Error| error.at(&name))?;
+        let options = OpenOptions { writable: true, metadata_cache: self.metadata_cache };
+        let image = Image::open(Arc::new(file), options).map_err(|error| error.at(&name))?;
+        let path = staging.folder().path().join(CLONE_DISK);
+        chain.layers.insert(0, Layer::qcow2(image));
+        chain.files.insert(0, path.clone());
+        Ok(Scratch { disk: OpenDisk::new(chain, name, true)?, path, _staging: staging })
+    }
+}

@@ -1,0 +1,117 @@
+//! What a base was when it was sealed, for reading it again.
+
+use super::gate::{Trust, Way, open_locked};
+use super::layout::{BASE_FILE, BASES, CLONE_DISK, CLONES, CRC_FILE, base_disk, checkpoint_disk};
+use super::list::base_of;
+use super::manifest;
+use super::{Access, Base, BaseRef, Digest, Name, Store, checkpoint};
+use crate::error::{Error, Kind, Result};
+use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, ImageLock, Latch, Storage, seal};
+use crate::units::length;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A base version as it was sealed.
+#[derive(Debug)]
+pub(crate) struct Seal {
+    pub(crate) base: Base,
+    /// The sums of its blocks; `None` when they are not the ones that were sealed.
+    pub(crate) crcs: Option<Vec<u8>>,
+    /// Whether its file has the fingerprint of that day.
+    pub(crate) untouched: bool,
+}
+
+/// One qcow2 file of a clone.
+#[derive(Debug)]
+pub(crate) struct CloneFile {
+    /// Relative to the store.
+    pub(crate) file: PathBuf,
+    pub(crate) storage: Arc<dyn Storage>,
+}
+
+/// All qcow2 files of a clone, the active one first, with the locks on them.
+#[derive(Debug)]
+pub(crate) struct CloneFiles {
+    pub(crate) layers: Vec<CloneFile>,
+    _locks: Vec<ImageLock>,
+}
+
+impl Store {
+    /// What is known of a base version without reading its disk.
+    pub(crate) fn seal_of(&self, base: &BaseRef) -> Result<Seal> {
+        let version = self.resolve(base)?;
+        let manifest = self.base_manifest(&base.name, version)?.ok_or_else(|| self.no_base(base))?;
+        let folder = self.part(format!("{BASES}/{}/{version}", base.name))?;
+        let blocks = manifest.size.div_ceil(super::BLOCK);
+        let crcs = folder.read_small(CRC_FILE, blocks * 4).ok().filter(|crcs| {
+            length(crcs.len()) == blocks * 4 && Digest(blake3::hash(crcs).into()) == manifest.crc_digest
+        });
+        let now = self.fingerprint_of(&BaseRef::exact(base.name.clone(), version))?;
+        let untouched = manifest.fingerprint.difference(&now).is_none();
+        Ok(Seal { base: base_of(&base.name, version, manifest), crcs, untouched })
+    }
+
+    /// The present fingerprint of a base version's file.
+    pub(crate) fn fingerprint_of(&self, base: &BaseRef) -> Result<Fingerprint> {
+        let base = self.base(base)?;
+        let folder = self.part(format!("{BASES}/{}/{}", base.name, base.version))?;
+        let file = folder.file(base_disk(base.format), FileAccess::Read);
+        file.and_then(|file| Fingerprint::of(&file)).map_err(|error| cannot_read(&base, &folder, error))
+    }
+
+    /// Seals a base version anew; its file must still be what it was when `expected` was taken.
+    pub(crate) fn reseal_base(&self, base: &BaseRef, expected: &Fingerprint) -> Result<Base> {
+        let _lock = self.lock()?;
+        let version = self.resolve(base)?;
+        let mut manifest = self.base_manifest(&base.name, version)?.ok_or_else(|| self.no_base(base))?;
+        let found = base_of(&base.name, version, manifest.clone());
+        let folder = self.part(format!("{BASES}/{}/{version}", base.name))?;
+        let write = || -> io::Result<Option<Fingerprint>> {
+            let disk = folder.file(base_disk(manifest.format), FileAccess::Read)?;
+            if expected.difference(&Fingerprint::of(&disk)?).is_some() {
+                return Ok(None);
+            }
+            seal(&disk)?;
+            disk.sync_all()?;
+            Fingerprint::of(&disk).map(Some)
+        };
+        let fingerprint = write().map_err(|error| cannot_read(&found, &folder, error))?;
+        let sealed = fingerprint.filter(|now| expected.without_ctime() == now.without_ctime());
+        manifest.fingerprint = sealed.ok_or_else(|| {
+            Error::new(Kind::Changed, format!("base {base} was changed while it was read; find out by whom"))
+        })?;
+        folder
+            .replace_small(BASE_FILE, &manifest::bytes(&manifest)?)
+            .map_err(|error| cannot_read(&found, &folder, error))?;
+        Ok(base_of(&base.name, version, manifest))
+    }
+
+    /// The files of a clone, for checking their structure: nothing about them is believed.
+    pub(crate) fn clone_files(&self, name: &Name, access: Access) -> Result<CloneFiles> {
+        self.clone_manifest(name)?;
+        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let numbers = checkpoint::finished(&folder)
+            .map_err(|error| Error::io(format!("cannot list the checkpoints of clone {name}"), error))?;
+        let mut locks = Vec::new();
+        let mut layers = Vec::new();
+        let names = std::iter::once(CLONE_DISK.to_owned()).chain(numbers.into_iter().map(checkpoint_disk));
+        for (number, disk) in names.enumerate() {
+            let access = if number == 0 { access } else { Access::Read };
+            let way = Way { trust: Trust::Nothing, ..Way::of(access) };
+            let file = open_locked(&folder, &disk, way, &format!("clone {name}"), &mut locks)?;
+            let mut storage: Arc<dyn Storage> = Arc::new(HostFile::new(file));
+            if way.writable {
+                storage = Arc::new(Latch::new(storage));
+            }
+            let file = PathBuf::from(format!("{CLONES}/{name}/{disk}"));
+            layers.push(CloneFile { file, storage });
+        }
+        Ok(CloneFiles { layers, _locks: locks })
+    }
+}
+
+fn cannot_read(base: &Base, folder: &Folder, error: io::Error) -> Error {
+    let place = format!("base {}@{}", base.name, base.version);
+    Error::io(format!("{place}: cannot read {}", folder.path().join(base_disk(base.format)).display()), error)
+}

@@ -1,0 +1,155 @@
+//! What the store tells about what it holds. Each type serialises to the JSON that the commands print.
+
+use super::digest::Digest;
+use super::name::Name;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// How a layer's file is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// The disk's bytes as they are, sparse.
+    Raw,
+    /// qcow2.
+    Qcow2,
+}
+
+impl DiskFormat {
+    /// Its name, as in a qcow2 header and in file names.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl fmt::Display for DiskFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One immutable version of a base.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Base {
+    /// Name of the base.
+    pub name: Name,
+    /// Version, from 1 on.
+    pub version: u32,
+    /// How its file is laid out.
+    pub format: DiskFormat,
+    /// Identity of its content.
+    pub digest: Digest,
+    /// Size of the disk in bytes.
+    pub size: u64,
+    /// The version whose file this one's file stands on.
+    pub parent: Option<u32>,
+    /// Where it was imported from, for people to read.
+    pub source: String,
+    /// When: RFC 3339, UTC.
+    pub created: String,
+}
+
+/// Which base version a clone stands on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseId {
+    /// Name of the base.
+    pub name: Name,
+    /// Version, from 1 on.
+    pub version: u32,
+    /// Identity of its content.
+    pub digest: Digest,
+}
+
+impl fmt::Display for BaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}@{}", self.name, self.version))
+    }
+}
+
+/// A writable disk over one base version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Clone {
+    /// Its name.
+    pub name: Name,
+    /// What it stands on.
+    pub base: BaseId,
+    /// Size of the disk in bytes, as it was when the clone was made.
+    pub size: u64,
+    /// When it was made: RFC 3339, UTC.
+    pub created: String,
+    /// Words of the user.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A frozen state of a clone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Checkpoint {
+    /// Its number within the clone, from 1 on; larger is later.
+    pub number: u32,
+    /// The checkpoint that its file stands on; the base when `None`.
+    pub parent: Option<u32>,
+    /// The user's words.
+    pub note: Option<String>,
+    /// When it was made: RFC 3339, UTC.
+    pub created: String,
+}
+
+/// What something costs on the host, in bytes of allocated blocks. A file with several names counts once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Its own files: the disk, checkpoints, manifests.
+    pub own_bytes: u64,
+    /// The base versions below it, which it shares with others.
+    pub shared_bytes: u64,
+    /// What the host gets back when it is removed: for a base that something stands on, nothing.
+    pub freed_if_deleted: u64,
+}
+
+/// Everything in a store, with what it costs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Overview {
+    /// Every version of every base, sorted by name and version.
+    pub bases: Vec<(Base, Usage)>,
+    /// All clones, sorted by name.
+    pub clones: Vec<(Clone, Usage)>,
+}
+
+/// What a removal gave back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Freed {
+    /// Bytes of host blocks.
+    pub bytes: u64,
+}
+
+/// What a restore did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Restored {
+    /// The checkpoint that holds the state from before, when it was to be kept.
+    pub kept: Option<Checkpoint>,
+}
+
+/// How clones are to be made.
+#[derive(Clone, Debug, Default)]
+pub struct CloneOptions {
+    /// Plain L2 entries with 64 KiB clusters, for tools without extended L2.
+    pub compat: bool,
+    /// Words of the user to keep with the clone.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// How a clone is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading without any lock, beside a writer if there is one: what is read may be out of date or torn.
+    Inspect,
+    /// Reading with the lock of a reader: `Busy` while somebody writes, and no writer gets in meanwhile.
+    Read,
+    /// Reading and writing, alone.
+    Write,
+}
