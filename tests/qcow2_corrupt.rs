@@ -271,6 +271,49 @@ fn every_corrupt_fixture_is_refused_or_reported() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+#[test]
+fn a_structure_that_is_counted_as_free_is_never_given_to_data() {
+    let good = good_images();
+    let mut faults = Vec::new();
+    let names = ["header counted 0", "L1 counted 0", "L2 table counted 0", "itself counted 0"];
+    for Damage { name, image, patch } in all() {
+        if !names.iter().any(|wanted| name == format!("refcount block: {wanted}")) {
+            continue;
+        }
+        let (bytes, base) = &good[image];
+        let mut damaged = bytes.clone();
+        patch(&mut damaged, &Layout::of(bytes));
+        let storage = Arc::new(Memory::from_bytes(&damaged));
+        let Ok(disk) = disk(storage.clone(), base.clone(), true) else { continue };
+        let mut model = vec![0; disk.size() as usize];
+        disk.read(&mut model, GuestOffset(0)).unwrap();
+        let mut refused = false;
+        for at in (3 << 20..(3u64 << 20) + 100 * 4096).step_by(4096) {
+            match disk.write(&[0xaa; 4096], GuestOffset(at)) {
+                Ok(()) => model[at as usize..at as usize + 4096].fill(0xaa),
+                Err(error) => {
+                    println!("{name}: {error}");
+                    refused = true;
+                    break;
+                }
+            }
+        }
+        let closed = disk.close();
+        drop(disk);
+        let mut got = vec![0; model.len()];
+        match examine_disk(storage, base.clone(), &mut got) {
+            Ok(()) if got == model || refused || closed.is_err() => {}
+            Ok(()) => faults.push(format!("{name}: other bytes after writes that succeeded")),
+            Err(error) => faults.push(format!("{name}: the writes destroyed the image: {error}")),
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+fn examine_disk(storage: Arc<dyn Storage>, base: Option<Vec<u8>>, buf: &mut [u8]) -> cowshed::Result<()> {
+    disk(storage, base, false)?.read(buf, GuestOffset(0))
+}
+
 /// Changes one to four bytes, in the metadata more often than elsewhere.
 fn mutate(bytes: &mut [u8], layout: &Layout, rng: &mut Rng) {
     let spots = [0, 0, layout.l1, layout.l2, layout.refcount_table, layout.refcount_block, layout.snapshots];
