@@ -14,6 +14,7 @@ pub mod storage;
 pub mod store;
 pub mod units;
 pub mod view;
+pub mod vm;
 pub mod zero;
 
 pub use error::{Error, Kind, Result};
