@@ -4,13 +4,17 @@
 //! depend on each other downward only: `cli` on `vm` and `view`, those on `ops`, then `store`, `disk`, `qcow2`,
 //! `storage`, and `units` and `error` at the bottom.
 
+pub mod cli;
 pub mod disk;
 pub mod error;
+pub mod guestfs;
 pub mod ops;
 pub mod qcow2;
 pub mod storage;
 pub mod store;
 pub mod units;
+pub mod view;
+pub mod vm;
 pub mod zero;
 
 pub use error::{Error, Kind, Result};

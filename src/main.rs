@@ -1,2 +1,7 @@
 //! The `cowshed` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cowshed::cli::main(std::env::args_os())
+}

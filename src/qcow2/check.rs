@@ -10,7 +10,7 @@ use super::snapshots::{bitmap_clusters, snapshot_tables};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::units::{GuestCluster, HostCluster, HostOffset, index, length};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 /// Sentences kept in a report.
@@ -50,6 +50,9 @@ impl CheckReport {
     }
 }
 
+/// L1 entries of all snapshots together, so that a hostile file cannot keep a check busy for ever.
+const MOST_SNAPSHOT_ENTRIES: usize = 1 << 26;
+
 /// Everything that the check learns, for the repair to use.
 #[derive(Debug)]
 pub(super) struct Survey {
@@ -87,6 +90,7 @@ pub(super) fn survey(storage: &dyn Storage) -> Result<Survey> {
     for (offset, entries) in walk.snapshots()? {
         walk.snapshot(offset, entries)?;
     }
+    walk.l2_tables()?;
     walk.compare()?;
     walk.check_copied()?;
     let Walk { mut report, references, refcounts, differences, copied, beyond_repair, .. } = walk;
@@ -104,6 +108,13 @@ struct Claim {
     cluster: u64,
 }
 
+/// Who points to an L2 table.
+struct TableUse {
+    times: u32,
+    l1_index: usize,
+    active: bool,
+}
+
 struct Walk<'a> {
     header: &'a Header,
     rules: Rules,
@@ -112,8 +123,8 @@ struct Walk<'a> {
     report: CheckReport,
     references: References,
     refcounts: Refcounts,
-    /// Tables that were walked: each is walked once, and its references count as often as it is pointed to.
-    tables: HashMap<u64, Vec<(u64, u64)>>,
+    /// L2 tables by place. Each is walked once, however often it is pointed to.
+    tables: BTreeMap<u64, TableUse>,
     claims: Vec<Claim>,
     differences: Vec<(u64, u64, u64)>,
     copied: Vec<(HostOffset, u64)>,
@@ -130,7 +141,7 @@ impl<'a> Walk<'a> {
             report: CheckReport::default(),
             references: References::default(),
             refcounts: Refcounts::read(header, storage)?,
-            tables: HashMap::new(),
+            tables: BTreeMap::new(),
             claims: Vec::new(),
             differences: Vec::new(),
             copied: Vec::new(),
@@ -180,6 +191,12 @@ impl<'a> Walk<'a> {
             return Ok(Vec::new());
         }
         match snapshot_tables(self.header, self.storage) {
+            Ok((tables, _))
+                if tables.iter().map(|(_, entries)| *entries).sum::<usize>() > MOST_SNAPSHOT_ENTRIES =>
+            {
+                self.damage("the internal snapshots have more L1 entries than can be checked");
+                Ok(Vec::new())
+            }
             Ok((tables, bytes)) => {
                 self.count(self.header.snapshots_offset, bytes);
                 Ok(tables)
@@ -222,87 +239,91 @@ impl<'a> Walk<'a> {
                 let cluster = self.header.geometry.host_cluster(table).0;
                 self.claims.push(Claim { place, word: *word, cluster });
             }
-            self.l2_table(table, l1_index, active)?;
+            self.register(table, l1_index, active);
         }
         Ok(())
     }
 
-    fn l2_table(&mut self, table: HostOffset, l1_index: usize, active: bool) -> Result<()> {
-        if let Some(seen) = self.tables.get(&table.0) {
-            if active {
-                self.damage(format!("the L2 table at {table} is used twice by the disk"));
-            } else {
-                seen.iter().for_each(|(first, end)| self.references.add(*first..*end, 1));
-            }
-            return Ok(());
+    fn register(&mut self, table: HostOffset, l1_index: usize, active: bool) {
+        let uses = self.tables.entry(table.0).or_insert(TableUse { times: 0, l1_index, active: false });
+        uses.times = uses.times.saturating_add(1);
+        if active && uses.active {
+            self.damage(format!("the L2 table at {table} is used twice by the disk"));
+        } else if active {
+            uses.active = true;
+            uses.l1_index = l1_index;
         }
+    }
+
+    fn l2_tables(&mut self) -> Result<()> {
         let geometry = self.header.geometry;
-        let mut bytes = vec![0; index(geometry.cluster_size())];
-        self.storage.read_at(&mut bytes, table).map_err(|e| Error::io("reading an L2 table", e))?;
-        let mut ranges = Vec::new();
-        for (entry, raw) in bytes.chunks_exact(index(geometry.entry_size())).enumerate() {
-            let cluster = GuestCluster((length(l1_index) << geometry.table_bits()) + length(entry));
-            let place = table + length(entry) * geometry.entry_size();
-            self.l2_entry(raw_entry(raw), cluster, place, active, &mut ranges);
+        for (table, uses) in std::mem::take(&mut self.tables) {
+            let table = HostOffset(table);
+            if self.is_hole(table)? {
+                continue;
+            }
+            let mut bytes = vec![0; index(geometry.cluster_size())];
+            self.storage.read_at(&mut bytes, table).map_err(|e| Error::io("reading an L2 table", e))?;
+            for (entry, raw) in bytes.chunks_exact(index(geometry.entry_size())).enumerate() {
+                let cluster = GuestCluster((length(uses.l1_index) << geometry.table_bits()) + length(entry));
+                let place = table + length(entry) * geometry.entry_size();
+                self.l2_entry(raw_entry(raw), cluster, place, &uses);
+            }
         }
-        self.tables.insert(table.0, ranges);
         Ok(())
     }
 
-    fn l2_entry(
-        &mut self,
-        raw: RawEntry,
-        cluster: GuestCluster,
-        place: HostOffset,
-        active: bool,
-        ranges: &mut Vec<(u64, u64)>,
-    ) {
+    /// Whether a cluster of the file is a hole throughout: a table of zeros that need not be read.
+    fn is_hole(&self, at: HostOffset) -> Result<bool> {
+        let run = self.storage.run_at(at).map_err(|e| Error::io("asking for the holes of the image", e))?;
+        Ok(!run.data && run.len >= self.header.geometry.cluster_size())
+    }
+
+    fn l2_entry(&mut self, raw: RawEntry, cluster: GuestCluster, place: HostOffset, uses: &TableUse) {
         if raw == RawEntry::default() {
             return;
         }
         let geometry = self.header.geometry;
         let range = match self.rules.decode(raw, cluster, self.file_end) {
             Ok(Mapping::Compressed(compressed)) => {
-                self.report.compressed_clusters += u64::from(active);
+                self.report.compressed_clusters += u64::from(uses.active);
                 compressed.host_clusters(&geometry)
             }
             Ok(Mapping::Standard(standard)) => {
                 let Some(host) = standard.host else { return };
                 let first = geometry.host_cluster(host).0;
-                if active {
+                if uses.active {
                     self.claims.push(Claim { place, word: raw.word, cluster: first });
                 }
                 first..first + 1
             }
             Err(error) => return self.damage(error.to_string()),
         };
-        self.report.allocated_clusters += u64::from(active);
-        self.references.add(range.clone(), 1);
-        ranges.push((range.start, range.end));
+        self.report.allocated_clusters += u64::from(uses.active);
+        self.references.add(range, uses.times);
     }
 
-    /// Holds the references against the stored counts.
+    /// Holds the references against the stored counts, and the stored counts against the references.
     fn compare(&mut self) -> Result<()> {
-        let counted = length(self.refcounts.table().len()).saturating_mul(self.refcounts.per_block());
-        let mut stored_end = 0;
-        for (number, entry) in self.refcounts.table().iter().enumerate() {
-            if *entry != 0 {
-                stored_end = (length(number) + 1) * self.refcounts.per_block();
-            }
-        }
-        let end = self.references.end().max(stored_end.min(counted));
-        let mut cluster = 0;
-        while cluster < end {
-            if !self.refcounts.covers(HostCluster(cluster)) && !self.references.any_in_chunk(cluster) {
-                cluster = References::next_chunk(cluster);
-                continue;
-            }
+        let found: Vec<(u64, u64)> = self.references.iter().collect();
+        for (cluster, found) in found {
             let stored = self.refcounts.get(HostCluster(cluster), self.storage)?;
-            let found = self.references.get(cluster);
             if stored != found {
                 self.difference(cluster, stored, found);
             }
-            cluster += 1;
+        }
+        let mut seen = HashSet::new();
+        for (number, place) in self.refcounts.table().to_vec().into_iter().enumerate() {
+            if place == 0 || !seen.insert(place) || self.is_hole(HostOffset(place))? {
+                continue;
+            }
+            let first = length(number) * self.refcounts.per_block();
+            for cluster in first..first + self.refcounts.per_block() {
+                let stored = self.refcounts.get(HostCluster(cluster), self.storage)?;
+                if stored != 0 && self.references.get(cluster) == 0 {
+                    self.difference(cluster, stored, 0);
+                }
+            }
         }
         Ok(())
     }

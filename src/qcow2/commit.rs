@@ -13,7 +13,7 @@ use super::tables::Snapshot;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::units::{GuestCluster, HostCluster, HostOffset, length};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -71,7 +71,7 @@ struct Rounds {
 
 impl Commit {
     /// Runs `commit`, or waits for one that began after this call.
-    fn run(&self, commit: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn join(&self, commit: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut rounds = self.rounds.lock();
         let wanted = rounds.started + 1;
         while rounds.running && rounds.finished < wanted {
@@ -80,6 +80,19 @@ impl Commit {
         if rounds.finished >= wanted {
             return if rounds.failed >= wanted { Err(failed()) } else { Ok(()) };
         }
+        self.round(rounds, commit)
+    }
+
+    /// Runs `commit` while no other one runs.
+    fn alone(&self, commit: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut rounds = self.rounds.lock();
+        while rounds.running {
+            self.ended.wait(&mut rounds);
+        }
+        self.round(rounds, commit)
+    }
+
+    fn round(&self, mut rounds: MutexGuard<'_, Rounds>, commit: impl FnOnce() -> Result<()>) -> Result<()> {
         rounds.started += 1;
         rounds.running = true;
         let round = rounds.started;
@@ -110,7 +123,7 @@ impl Image {
         match &self.writer {
             Some(writer) => {
                 self.writer()?;
-                writer.commit.run(|| self.commit(writer))
+                writer.commit.join(|| self.commit(writer))
             }
             None => Ok(()),
         }
@@ -122,8 +135,9 @@ impl Image {
     /// As [`Image::flush`].
     pub fn close(&self) -> Result<()> {
         let Some(writer) = &self.writer else { return Ok(()) };
-        self.flush()?;
-        writer.commit.run(|| {
+        self.writer()?;
+        writer.commit.alone(|| {
+            self.commit(writer)?;
             let mut allocator = writer.allocator.lock();
             allocator.release_reserved(&self.storage)?;
             if allocator.write(&self.storage)? || writer.written.swap(false, Ordering::AcqRel) {

@@ -37,9 +37,11 @@ impl Plan {
                 options.cluster_bits
             )));
         }
-        if !options.virtual_size.is_multiple_of(SECTOR) || options.virtual_size > 1 << 60 {
+        if !options.virtual_size.is_multiple_of(SECTOR)
+            || options.virtual_size > super::header::MAX_VIRTUAL_SIZE
+        {
             return Err(Error::invalid(format!(
-                "a disk of {} bytes: the size is a multiple of 512 and at most 1 EiB",
+                "a disk of {} bytes: the size is a multiple of 512 and at most 64 PiB",
                 options.virtual_size
             )));
         }

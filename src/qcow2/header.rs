@@ -13,7 +13,7 @@ const MAX_L1: u64 = 32 * MIB;
 /// Largest refcount table in bytes, as QEMU has it.
 pub(super) const MAX_REFCOUNT_TABLE: u64 = 8 * MIB;
 /// Largest virtual disk in bytes.
-const MAX_VIRTUAL_SIZE: u64 = 1 << 60;
+pub(super) const MAX_VIRTUAL_SIZE: u64 = 1 << 56;
 /// Most internal snapshots, as QEMU has it.
 const MAX_SNAPSHOTS: u32 = 65536;
 const V2_HEADER: u64 = 72;
@@ -193,7 +193,7 @@ fn geometry(raw: &RawHeader) -> Result<Geometry> {
     }
     if raw.virtual_size > MAX_VIRTUAL_SIZE {
         return Err(Error::unsupported(format!(
-            "a virtual size of {} bytes, more than 1 EiB",
+            "a virtual size of {} bytes, more than 64 PiB",
             raw.virtual_size
         )));
     }
@@ -235,8 +235,8 @@ fn check_features(raw: &RawHeader, cluster_size: u64) -> Result<()> {
     }
     let typed = raw.incompatible_features & incompatible::COMPRESSION != 0;
     match (raw.compression_type, typed) {
-        (0, _) | (1, true) => Ok(()),
-        (1, false) => Err(Error::corrupt("a compression type without its feature bit")),
+        (0, false) | (1, true) => Ok(()),
+        (0 | 1, _) => Err(Error::corrupt("the compression type and its feature bit disagree")),
         (other, _) => {
             Err(Error::unsupported(format!("compression type {other}; only zlib and zstd are known")))
         }

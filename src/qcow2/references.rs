@@ -4,7 +4,7 @@ use crate::units::index;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-const CHUNK: u64 = 4096;
+const CHUNK: u64 = 64;
 
 /// How many references to each host cluster were found.
 #[derive(Debug, Default)]
@@ -25,16 +25,6 @@ impl References {
     /// The count of a cluster.
     pub(super) fn get(&self, cluster: u64) -> u64 {
         self.chunks.get(&(cluster / CHUNK)).map_or(0, |chunk| u64::from(chunk[index(cluster % CHUNK)]))
-    }
-
-    /// Whether the chunk of a cluster has any counts.
-    pub(super) fn any_in_chunk(&self, cluster: u64) -> bool {
-        self.chunks.contains_key(&(cluster / CHUNK))
-    }
-
-    /// The first cluster of the next chunk.
-    pub(super) fn next_chunk(cluster: u64) -> u64 {
-        (cluster / CHUNK + 1) * CHUNK
     }
 
     /// One past the last cluster with a reference.

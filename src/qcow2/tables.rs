@@ -7,7 +7,7 @@ use crate::units::index;
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 const GROUP: u64 = 512;
@@ -82,6 +82,7 @@ pub(super) struct Tables {
     loads: [Mutex<()>; LOAD_LOCKS],
     resident: Mutex<VecDeque<u64>>,
     dirty: Mutex<Vec<Arc<Slice>>>,
+    dirty_count: AtomicUsize,
     most_slices: usize,
 }
 
@@ -96,6 +97,7 @@ impl Tables {
             loads: std::array::from_fn(|_| Mutex::new(())),
             resident: Mutex::default(),
             dirty: Mutex::default(),
+            dirty_count: AtomicUsize::new(0),
             most_slices: index(budget / slice_bytes).max(FEWEST_SLICES),
         }
     }
@@ -151,7 +153,7 @@ impl Tables {
         slice.set(entry, raw);
         if !state.dirty {
             state.dirty = true;
-            self.dirty.lock().push(slice.clone());
+            self.push_dirty(slice);
         }
         true
     }
@@ -160,6 +162,7 @@ impl Tables {
     /// [`Tables::written`] or [`Tables::restore`].
     pub(super) fn take_dirty(&self) -> Vec<Snapshot> {
         let mut slices = std::mem::take(&mut *self.dirty.lock());
+        self.dirty_count.fetch_sub(slices.len(), Ordering::Relaxed);
         slices.sort_by_key(|slice| slice.index);
         slices
             .into_iter()
@@ -188,14 +191,19 @@ impl Tables {
             state.writing = false;
             if !state.dirty {
                 state.dirty = true;
-                self.dirty.lock().push(slice.clone());
+                self.push_dirty(slice);
             }
         }
     }
 
+    fn push_dirty(&self, slice: &Arc<Slice>) {
+        self.dirty.lock().push(slice.clone());
+        self.dirty_count.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Whether so much is dirty that the budget cannot be kept without a flush.
     pub(super) fn wants_flush(&self) -> bool {
-        self.dirty.lock().len() > self.most_slices / 2
+        self.dirty_count.load(Ordering::Relaxed) > self.most_slices / 2
     }
 
     /// Puts `newest` on the list of slices in memory and evicts clean ones that were not used lately.

@@ -97,6 +97,9 @@ impl Image {
         let stored = touched & !zeros;
         if stored == 0 {
             let zero = standard.zero | zeros;
+            if zero == standard.zero {
+                return Ok(());
+            }
             return self.publish(writer, exclusive, cluster, Standard { zero, ..standard });
         }
         match standard.host {

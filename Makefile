@@ -1,0 +1,55 @@
+# make demo     one base, two clones, two virtual machines at once; installs what is missing first
+# make test     everything that must pass; installs what is missing first
+# make build    the release binary
+# make install  binary, completions and manual pages below PREFIX (default /usr/local)
+# make clean    what was built, and the demo's store
+
+SHELL := /bin/bash
+CARGO ?= cargo
+PREFIX ?= /usr/local
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BINARY := $(TARGET)/release/cowshed
+# Debian keeps mke2fs, e2fsck and sgdisk where plain users do not look.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+.NOTPARALLEL:
+.PHONY: build setup guest lint test demo install clean
+
+build:
+	$(CARGO) build --release --locked
+
+setup:
+	@tests/tools/setup.sh
+
+# The bootable Debian image for the tests and the demo; built once, then found in the cache.
+guest: setup
+	@tests/tools/guest-image.sh
+
+lint:
+	@$(CARGO) fmt --version >/dev/null && $(CARGO) clippy --version >/dev/null || rustup component add rustfmt clippy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+test: setup guest lint
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		set -x; $(CARGO) nextest run --workspace --locked --no-fail-fast; \
+	else \
+		set -x; $(CARGO) test --workspace --locked --no-fail-fast --all-targets; \
+	fi
+	$(CARGO) test --workspace --locked --doc
+
+demo: setup build guest
+	@COWSHED=$(abspath $(BINARY)) tests/tools/demo.sh $(abspath $(TARGET))/demo
+
+install:
+	@test -x $(BINARY) || { echo "there is no $(BINARY) yet: run make build first" >&2; exit 1; }
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/cowshed
+	install -d $(DESTDIR)$(PREFIX)/share/{bash-completion/completions,zsh/site-functions,fish/vendor_completions.d,man/man1}
+	$(BINARY) completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/cowshed
+	$(BINARY) completions zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_cowshed
+	$(BINARY) completions fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/cowshed.fish
+	$(BINARY) man $(DESTDIR)$(PREFIX)/share/man/man1
+
+clean:
+	@COWSHED=$(abspath $(BINARY)) tests/tools/demo.sh --clean $(abspath $(TARGET))/demo
+	$(CARGO) clean

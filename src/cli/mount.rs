@@ -1,0 +1,130 @@
+use super::Outcome;
+use super::context::Context;
+use super::interrupt::on_request_to_end;
+use super::mount_log::{self, MountLog};
+use super::output;
+use crate::view::View;
+use anyhow::{Context as _, anyhow};
+use clap::Args;
+use fuse_mount::{Options, Stopper};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, OnceLock};
+
+/// What the server in the background says when the view is up.
+const UP: &str = "up";
+
+/// Show all bases and clones as raw disk files in a directory.
+///
+/// bases/NAME@V.raw can be read. clones/NAME.raw can be read and written, by one process at a time; each partition of a
+/// clone is a file clones/NAME.pN.raw as well. Returns when the view is up; `cowshed umount DIR` ends it.
+#[derive(Args, Debug)]
+pub(super) struct Mount {
+    /// An empty directory.
+    dir: PathBuf,
+    /// Stay in the foreground; Ctrl-C unmounts.
+    #[arg(long)]
+    foreground: bool,
+    /// Let other users read bases (needs user_allow_other in /etc/fuse.conf for plain users).
+    #[arg(long)]
+    allow_other: bool,
+    /// Refuse writing to clones through this view.
+    #[arg(long)]
+    read_only: bool,
+    /// Serving threads.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+    /// This is the server in the background: it says on standard output when the view is up.
+    #[arg(long, hide = true)]
+    background: bool,
+}
+
+impl Mount {
+    pub(super) fn run(self, context: &Context) -> Outcome {
+        if self.background {
+            return self.serve_in_background(context);
+        }
+        if self.foreground {
+            self.serve(context, || Ok(()))?;
+        } else {
+            self.start(context)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Serves until unmounted; calls `up` when the view can be used.
+    fn serve(&self, context: &Context, up: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let stopper: Arc<OnceLock<Stopper>> = Arc::default();
+        let known = stopper.clone();
+        on_request_to_end(move || stop(known.get()))?;
+        let view = View::new(context.store()?)?;
+        let mut options =
+            Options { allow_other: self.allow_other, read_only: self.read_only, ..Options::default() };
+        options.threads = self.threads.map_or(options.threads, usize::from);
+        let mount = fuse_mount::mount(view, &self.dir, options)?;
+        // Only this function sets it.
+        let _ = stopper.set(mount.stopper());
+        up()?;
+        Ok(mount.wait()?)
+    }
+
+    /// Starts this program again as a server that outlives the terminal, and waits until the view is up.
+    fn start(&self, context: &Context) -> anyhow::Result<()> {
+        let store = context.store()?;
+        let dir = std::path::absolute(&self.dir)?;
+        let log = MountLog::new(store.root(), &dir)?;
+        let program = std::env::current_exe().context("the path of this program cannot be found")?;
+        let mut command = Command::new(program);
+        command
+            .arg("--store")
+            .arg(std::path::absolute(store.root())?)
+            .arg("mount")
+            .arg(&dir)
+            .arg("--background");
+        command.args(self.allow_other.then_some("--allow-other"));
+        command.args(self.read_only.then_some("--read-only"));
+        command.args(self.threads.map(|threads| format!("--threads={threads}")));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.file()?).current_dir("/");
+        let mut server = command.spawn().context("the server cannot be started")?;
+        let mut said = String::new();
+        if let Some(mut answer) = server.stdout.take() {
+            answer.read_to_string(&mut said).context("the server cannot be heard")?;
+        }
+        if said.trim_end() == UP {
+            return log.write_pid(server.id());
+        }
+        let status = server.wait()?;
+        log.remove();
+        match said.trim_end() {
+            "" => Err(anyhow!("the server ended before the view was up ({status})")),
+            reason => Err(anyhow!("{reason}")),
+        }
+    }
+
+    fn serve_in_background(&self, context: &Context) -> Outcome {
+        // The terminal may go. It fails only for the leader of a process group, which has no terminal to lose then.
+        let _ = nix::unistd::setsid();
+        let served = self.serve(context, || {
+            output::line(UP)?;
+            let null = File::options().write(true).open("/dev/null")?;
+            // Whoever started this server waits for the end of its standard output.
+            nix::unistd::dup2_stdout(null.as_fd())?;
+            Ok(())
+        });
+        if let Err(error) = &served {
+            let _ = writeln!(io::stdout(), "{}", super::failure::sentence(error));
+        }
+        mount_log::end(context.store()?.root(), &self.dir);
+        served.map(|()| ExitCode::SUCCESS)
+    }
+}
+
+fn stop(stopper: Option<&Stopper>) {
+    let Some(stopper) = stopper else { std::process::exit(130) };
+    if let Err(error) = stopper.stop() {
+        let _ = writeln!(io::stderr(), "cowshed: {error}");
+    }
+}

@@ -1,0 +1,63 @@
+//! The files beside a server in the background: what it says, and its process id.
+
+use anyhow::Context as _;
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// `mount-X.log` and `mount-X.pid`, X from the directory's path, in `$XDG_RUNTIME_DIR/cowshed`, else in the store's
+/// folder `run`.
+pub(super) struct MountLog {
+    log: PathBuf,
+    pid: PathBuf,
+}
+
+impl MountLog {
+    /// The files for a view at `dir`, in a folder that is made when it is missing.
+    pub(super) fn new(store: &Path, dir: &Path) -> anyhow::Result<Self> {
+        let folder = folder(store);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.with_context(|| format!("{} cannot be made", folder.display()))?;
+        Ok(Self::within(&folder, dir))
+    }
+
+    fn within(folder: &Path, dir: &Path) -> Self {
+        let digest = blake3::hash(dir.as_os_str().as_bytes()).to_hex();
+        let name = digest.get(..16).unwrap_or_default();
+        Self { log: folder.join(format!("mount-{name}.log")), pid: folder.join(format!("mount-{name}.pid")) }
+    }
+
+    /// The log, emptied.
+    pub(super) fn file(&self) -> anyhow::Result<File> {
+        File::create(&self.log).with_context(|| format!("{} cannot be made", self.log.display()))
+    }
+
+    pub(super) fn write_pid(&self, pid: u32) -> anyhow::Result<()> {
+        let wrote = fs::write(&self.pid, format!("{pid}\n"));
+        wrote.with_context(|| format!("{} cannot be written", self.pid.display()))
+    }
+
+    /// Takes both files away; they are only for people to look at, so it is no matter when that fails.
+    pub(super) fn remove(&self) {
+        let _ = fs::remove_file(&self.log);
+        let _ = fs::remove_file(&self.pid);
+    }
+}
+
+/// Takes the process id of the server of `dir` away when it ends; an empty log too.
+pub(super) fn end(store: &Path, dir: &Path) {
+    let files = MountLog::within(&folder(store), dir);
+    if files.log.metadata().is_ok_and(|log| log.len() == 0) {
+        files.remove();
+    } else {
+        let _ = fs::remove_file(&files.pid);
+    }
+}
+
+fn folder(store: &Path) -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir()) {
+        Some(dir) => dir.join("cowshed"),
+        None => store.join("run"),
+    }
+}

@@ -1,0 +1,170 @@
+use super::Outcome;
+use super::context::Context;
+use crate::store::{BaseRef, Name, Store, Target};
+use crate::view::Single;
+use crate::vm::{self, AccelChoice, Serial, VmConfig};
+use anyhow::{Context as _, bail};
+use clap::Args;
+use fuse_mount::{Mount, Options};
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Boot a clone as a virtual machine under QEMU.
+///
+/// The serial console is on the terminal. Ctrl-C presses the power button; a second one stops the machine. KVM is used
+/// where it works, else QEMU's own translator, which is slower. Ends with QEMU's exit code: 0 when the guest powered
+/// off.
+#[derive(Args, Debug)]
+pub(super) struct Run {
+    /// The clone; with --ephemeral a base as NAME or NAME@V, too.
+    name: BaseRef,
+    /// Run a throw-away layer over the clone or base: nothing of this run is kept.
+    #[arg(long, visible_alias = "snapshot", conflicts_with = "view")]
+    ephemeral: bool,
+    /// Use the file of a view that is mounted at DIR, instead of a private one.
+    #[arg(long, value_name = "DIR")]
+    view: Option<PathBuf>,
+    /// Memory: MiB, or with a suffix M or G.
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = memory)]
+    memory: u32,
+    /// Virtual processors.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=255))]
+    cpus: u32,
+    /// Accelerator: auto, kvm or tcg.
+    #[arg(long, default_value = "auto")]
+    accel: AccelChoice,
+    /// Kernel to start instead of the disk's own boot loader.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial root for the kernel.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[arg(long, value_name = "TEXT", requires = "kernel")]
+    append: Option<String>,
+    /// Serial console: stdio, none, or file:PATH.
+    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = serial)]
+    serial: Serial,
+    /// Port of this host's loopback address that leads to the guest's port 22.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    ssh_port: Option<u16>,
+    /// Seconds that the guest may take to power off before it is stopped.
+    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    grace: u64,
+    /// The QEMU program.
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
+    qemu: PathBuf,
+    /// Further QEMU arguments, after `--`.
+    #[arg(last = true, value_name = "QEMU ARGUMENTS")]
+    extra: Vec<OsString>,
+}
+
+fn memory(text: &str) -> Result<u32, String> {
+    let (digits, factor) = match text.strip_suffix(['G', 'g']) {
+        Some(digits) => (digits, 1024),
+        None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
+    };
+    let mib = digits.parse::<u32>().ok().and_then(|number| number.checked_mul(factor));
+    mib.filter(|mib| *mib > 0).ok_or_else(|| "give MiB as in 512, 512M or 2G".to_owned())
+}
+
+fn serial(text: &str) -> Result<Serial, String> {
+    match text.split_once(':') {
+        Some(("file", path)) if !path.is_empty() => Ok(Serial::File(path.into())),
+        _ if text == "stdio" => Ok(Serial::Stdio),
+        _ if text == "none" => Ok(Serial::None),
+        _ => Err("give stdio, none or file:PATH".to_owned()),
+    }
+}
+
+/// A disk file to run, with what keeps it there.
+struct Disk {
+    path: PathBuf,
+    private: Option<PrivateMount>,
+}
+
+struct PrivateMount {
+    mount: Mount,
+    // After the mount, so that it is empty when it is removed.
+    _dir: tempfile::TempDir,
+}
+
+impl Run {
+    pub(super) fn run(self, context: &Context) -> Outcome {
+        let store = context.store()?;
+        let target = store.find(&self.name)?;
+        let disk = self.disk(&store, &target)?;
+        let config = self.config(&target);
+        let ran = vm::run(&config, &disk.path, &|sentence| {
+            let _ = writeln!(io::stderr(), "cowshed: {sentence}");
+        });
+        // The view ends first: whatever happened, what the guest flushed is safe then.
+        disk.end()?;
+        Ok(ExitCode::from(ran?.code))
+    }
+
+    fn config(self, target: &Target) -> VmConfig {
+        VmConfig {
+            qemu: self.qemu,
+            name: target.to_string(),
+            memory_mib: self.memory,
+            cpus: self.cpus,
+            accel: self.accel,
+            kernel: self.kernel,
+            initrd: self.initrd,
+            append: self.append,
+            serial: self.serial,
+            ssh_port: self.ssh_port,
+            grace: Duration::from_secs(self.grace),
+            extra: self.extra,
+        }
+    }
+
+    fn disk(&self, store: &Store, target: &Target) -> anyhow::Result<Disk> {
+        let name = match target {
+            Target::Clone(name) => name,
+            Target::Base(base) if self.ephemeral => &base.name,
+            Target::Base(base) => bail!(
+                "{base} is a base, which never changes; run a clone of it, or add --ephemeral to throw all changes away"
+            ),
+        };
+        match &self.view {
+            Some(dir) => in_view(dir, name),
+            None if self.ephemeral => {
+                let scratch = Arc::new(store.scratch(target)?);
+                mount_privately(Single::of_scratch(scratch, name)?)
+            }
+            None => mount_privately(Single::of_clone(store, name)?),
+        }
+    }
+}
+
+fn in_view(dir: &Path, name: &Name) -> anyhow::Result<Disk> {
+    let path = std::path::absolute(dir)?.join(crate::view::CLONES).join(format!("{name}.raw"));
+    let found = path.symlink_metadata();
+    found.with_context(|| format!("{} is no file of a mounted view", path.display()))?;
+    Ok(Disk { path, private: None })
+}
+
+fn mount_privately(source: Single) -> anyhow::Result<Disk> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
+    let parent = runtime.unwrap_or_else(std::env::temp_dir);
+    let dir = tempfile::Builder::new().prefix("cowshed-run-").tempdir_in(&parent);
+    let dir = dir.with_context(|| format!("no folder can be made in {}", parent.display()))?;
+    let path = dir.path().join(source.file());
+    let mount = fuse_mount::mount(source, dir.path(), Options::default())?;
+    Ok(Disk { path, private: Some(PrivateMount { mount, _dir: dir }) })
+}
+
+impl Disk {
+    fn end(self) -> anyhow::Result<()> {
+        match self.private {
+            Some(private) => Ok(private.mount.unmount()?),
+            None => Ok(()),
+        }
+    }
+}

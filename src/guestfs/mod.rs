@@ -1,0 +1,10 @@
+//! What is inside a disk.
+//!
+//! Everything here reads bytes that a guest wrote: no table is believed before it is checked, and no length read from
+//! one decides how much memory is taken or how long a loop runs.
+
+mod gpt;
+mod mbr;
+pub mod partitions;
+
+pub use partitions::{Partition, PartitionKind, partitions};

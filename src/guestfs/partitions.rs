@@ -1,0 +1,145 @@
+//! The partitions of a disk, from its GPT or its MBR.
+//!
+//! The readers are our own, because both libraries that were looked at trust the disk: `gpt` 4.1 asserts that an entry
+//! has 128 bytes and allocates what the header asks for (up to 512 GiB) before it checks a checksum; `mbrman` 0.6 adds
+//! 32-bit sector numbers unchecked and follows a chain of extended boot records of any length.
+
+use super::{gpt, mbr};
+use crate::disk::Disk;
+use crate::error::Result;
+use crate::units::{GuestOffset, SECTOR, index};
+use std::fmt;
+
+/// Most partitions that are reported for one disk.
+const LIMIT: usize = 256;
+
+/// A disk that can be read at any byte.
+pub trait Bytes {
+    /// Size in bytes.
+    fn size(&self) -> u64;
+    /// Fills `buf` from `at` on; the range lies inside the disk.
+    ///
+    /// # Errors
+    /// Whatever reading the disk gives.
+    fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()>;
+}
+
+impl Bytes for Disk {
+    fn size(&self) -> u64 {
+        Self::size(self)
+    }
+    fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
+        Self::read(self, buf, at)
+    }
+}
+
+/// What a partition table says a partition is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartitionKind {
+    /// The type GUID of a GPT entry, as its 16 bytes stand on the disk.
+    Gpt([u8; 16]),
+    /// The type byte of an MBR entry.
+    Mbr(u8),
+}
+
+impl fmt::Display for PartitionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let g = match self {
+            Self::Mbr(kind) => return write!(f, "{kind:#04x}"),
+            Self::Gpt(guid) => guid,
+        };
+        // The first three fields of a GUID are little endian on the disk.
+        for at in [3, 2, 1, 0, 16, 5, 4, 16, 7, 6, 16, 8, 9, 16, 10, 11, 12, 13, 14, 15] {
+            match g.get(at) {
+                Some(byte) => write!(f, "{byte:02X}")?,
+                None => f.write_str("-")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One partition of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partition {
+    /// Its number as Linux counts it, from 1 on; logical partitions of an MBR from 5 on.
+    pub number: u32,
+    /// Its first byte.
+    pub start: GuestOffset,
+    /// Its length in bytes, at least 512.
+    pub len: u64,
+    /// Its type.
+    pub kind: PartitionKind,
+}
+
+impl Partition {
+    /// The first byte behind it. Never overflows: a partition lies inside its disk.
+    #[must_use]
+    pub fn end(&self) -> GuestOffset {
+        self.start + self.len
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.start < other.end() && other.start < self.end()
+    }
+}
+
+/// The partitions of `disk`, by number.
+///
+/// A disk without a table, or with one that breaks its format, has none. An entry that reaches past the end of the
+/// disk, or into a partition with a lower number, is left out.
+///
+/// # Errors
+/// Only what reading the disk gives.
+pub fn partitions(disk: &dyn Bytes) -> Result<Vec<Partition>> {
+    if disk.size() < SECTOR {
+        return Ok(Vec::new());
+    }
+    let mut sector = [0; index(SECTOR)];
+    disk.read(&mut sector, GuestOffset(0))?;
+    let Some(table) = mbr::Table::parse(&sector) else { return Ok(Vec::new()) };
+    let entries = if table.is_protective() { gpt::entries(disk)? } else { mbr::entries(disk, &table)? };
+    Ok(without_overlaps(entries))
+}
+
+fn without_overlaps(mut entries: Vec<Partition>) -> Vec<Partition> {
+    entries.sort_by_key(|entry| entry.number);
+    let mut kept: Vec<Partition> = Vec::new();
+    for entry in entries {
+        if kept.len() < LIMIT && !kept.iter().any(|other| other.overlaps(&entry)) {
+            kept.push(entry);
+        }
+    }
+    kept
+}
+
+/// A partition of `count` sectors of `sector` bytes from sector `first` on, if it lies inside the disk.
+pub(super) fn inside(
+    disk: &dyn Bytes,
+    number: u32,
+    kind: PartitionKind,
+    sector: u64,
+    first: u64,
+    count: u64,
+) -> Option<Partition> {
+    let start = first.checked_mul(sector)?;
+    let len = count.checked_mul(sector)?;
+    let end = start.checked_add(len)?;
+    (len > 0 && end <= disk.size()).then_some(Partition { number, start: GuestOffset(start), len, kind })
+}
+
+/// The little-endian number of 4 bytes at `at`; 0 past the end.
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let field = at.checked_add(4).and_then(|end| bytes.get(at..end)).and_then(|field| field.try_into().ok());
+    field.map_or(0, u32::from_le_bytes)
+}
+
+/// The little-endian number of 8 bytes at `at`; 0 past the end.
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let field = at.checked_add(8).and_then(|end| bytes.get(at..end)).and_then(|field| field.try_into().ok());
+    field.map_or(0, u64::from_le_bytes)
+}
+
+#[cfg(test)]
+#[path = "partitions_tests.rs"]
+mod tests;
