@@ -31,7 +31,7 @@ impl Map {
             }
             out.write(if open.disk.size() == 0 { "[]\n" } else { "]\n" })?;
         } else {
-            out.write(&format!("{:>16} {:>16} {:<16} FROM\n", "START", "LENGTH", "KIND"))?;
+            out.write(&format!("{:>16} {:>16} {:<10} FROM\n", "START", "LENGTH", "KIND"))?;
             for extent in map(&open.disk, open.files()) {
                 out.write(&row(&extent?))?;
             }
@@ -48,7 +48,7 @@ fn row(extent: &MapExtent) -> String {
         MapExtent { present: true, .. } => "zero",
         _ => "hole",
     };
-    let from = extent.filename.as_deref().unwrap_or("-");
-    let layer = if extent.present { format!("layer {}: {from}", extent.depth) } else { "-".to_owned() };
-    format!("{:>16} {:>16} {kind:<16} {layer}\n", extent.start, extent.length)
+    let file = extent.filename.iter().map(|file| format!(": {file}")).collect::<String>();
+    let from = if extent.present { format!("layer {}{file}", extent.depth) } else { "-".to_owned() };
+    format!("{:>16} {:>16} {kind:<10} {from}\n", extent.start, extent.length)
 }

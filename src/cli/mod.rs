@@ -24,7 +24,7 @@ mod progress;
 mod rename;
 mod restore;
 mod rm;
-// mod run;
+mod run;
 mod tree;
 mod umount;
 mod units;
@@ -66,7 +66,7 @@ enum Command {
     Verify(verify::Verify),
     Mount(mount::Mount),
     Umount(umount::Umount),
-    // Run(run::Run),
+    Run(run::Run),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -94,7 +94,7 @@ impl Command {
             Self::Verify(command) => command.run(context),
             Self::Mount(command) => command.run(context),
             Self::Umount(command) => command.run(),
-            // Self::Run(command) => command.run(context),
+            Self::Run(command) => command.run(context),
             Self::Completions(command) => command.run(),
             Self::Man(command) => command.run(),
         }
