@@ -194,14 +194,23 @@ fn an_image_with_a_snapshot_survives_power_cuts() {
     let create = "img create -q -f qcow2 -o cluster_size=64k t.qcow2 1M";
     survives("snapshot", &Start::qemus(&[create, FILL, "img snapshot -q -c one t.qcow2"]));
     let create = "img create -q -f qcow2 -o extended_l2=on,cluster_size=32k t.qcow2 1M";
-    let fill = FILL.replace("write -c -P 2 320k 64k; write -c -P 3 384k 64k", "write -c -P 2 320k 32k; write -c -P 3 384k 32k");
+    let fill = FILL.replace(
+        "write -c -P 2 320k 64k; write -c -P 3 384k 64k",
+        "write -c -P 2 320k 32k; write -c -P 3 384k 32k",
+    );
     survives("extended snapshot", &Start::qemus(&[create, &fill, "img snapshot -q -c one t.qcow2"]));
 }
 
 #[test]
 fn images_of_old_and_of_odd_refcounts_survive_power_cuts() {
     let create = "img create -q -f qcow2 -o compat=0.10,cluster_size=4k t.qcow2 1M";
-    survives("v2", &Start::qemus(&[create, "io t.qcow2 write -P 1 0 300k; write -c -P 2 320k 4k; write -P 4 600k 3k"]));
+    survives(
+        "v2",
+        &Start::qemus(&[create, "io t.qcow2 write -P 1 0 300k; write -c -P 2 320k 4k; write -P 4 600k 3k"]),
+    );
     let create = "img create -q -f qcow2 -o refcount_bits=1,cluster_size=512 t.qcow2 1M";
-    survives("refcount width 1", &Start::qemus(&[create, "io t.qcow2 write -P 1 0 300k; write -P 4 600k 3k"]));
+    survives(
+        "refcount width 1",
+        &Start::qemus(&[create, "io t.qcow2 write -P 1 0 300k; write -P 4 600k 3k"]),
+    );
 }

@@ -74,7 +74,8 @@ impl Guest {
             .collect();
         for (sector, bytes) in got.chunks(SECTOR).enumerate() {
             let at = sector * SECTOR;
-            let legal = bytes == &durable[at..at + bytes.len()] || later.iter().any(|done| done.could_leave(at, bytes));
+            let legal = bytes == &durable[at..at + bytes.len()]
+                || later.iter().any(|done| done.could_leave(at, bytes));
             assert!(
                 legal,
                 "{what}: sector {sector} holds {}; durable is {}; later operations on it: {:?}",
