@@ -67,7 +67,10 @@ fn what_is_listed_as_json_is_in_bytes_and_what_is_for_people_in_units() {
     qemu_writes(&shed, "web", 7, "1M", "1M");
     let list = shed.json(&["list"]);
     let (base, clone) = (&list["bases"][0], &list["clones"][0]);
-    assert_eq!((base["name"].as_str(), base["version"].as_u64(), base["size"].as_u64()), (Some("deb"), Some(1), Some(DISK as u64)));
+    assert_eq!(
+        (base["name"].as_str(), base["version"].as_u64(), base["size"].as_u64()),
+        (Some("deb"), Some(1), Some(DISK as u64))
+    );
     assert!(clone["own_bytes"].as_u64().unwrap() >= 1 << 20);
     assert_eq!(clone["versions_behind"], 0);
     assert_eq!(clone["shared_bytes"].as_u64(), Some(blocks(&shed.base_disk())));
@@ -103,7 +106,14 @@ fn info_tells_what_a_clone_and_a_base_cost() {
     assert_eq!((base["kind"].as_str(), base["freed_if_deleted"].as_u64()), (Some("base"), Some(0)));
     assert_eq!(base["clones"], serde_json::json!(["web"]));
     let text = shed.ok(&["info", "web"]);
-    for line in ["virtual size:", "own bytes:", "shared bytes:", "freed if deleted:", "3.1 % of the disk", "deb@1, its newest"] {
+    for line in [
+        "virtual size:",
+        "own bytes:",
+        "shared bytes:",
+        "freed if deleted:",
+        "3.1 % of the disk",
+        "deb@1, its newest",
+    ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
 }
@@ -241,9 +251,13 @@ fn what_somebody_has_open_is_neither_removed_nor_repaired_nor_frozen() {
     writeln!(stdin, "read 0 512").unwrap();
     let mut line = String::new();
     BufReader::new(qemu.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    for arguments in
-        [&["rm", "web"][..], &["check", "web", "--repair"], &["checkpoint", "web"], &["rename", "web", "x"], &["export", "web", "/dev/null/x"]]
-    {
+    for arguments in [
+        &["rm", "web"][..],
+        &["check", "web", "--repair"],
+        &["checkpoint", "web"],
+        &["rename", "web", "x"],
+        &["export", "web", "/dev/null/x"],
+    ] {
         let said = shed.fails(1, arguments);
         assert!(said.contains("web"), "{said}");
     }
@@ -322,6 +336,12 @@ fn a_thousand_clones_are_made_and_listed() {
     shed.ok(&["clone", "deb", "web", "--count", "1000"]);
     let list = shed.json(&["list"]);
     assert_eq!(list["clones"].as_array().unwrap().len(), 1000);
-    assert!(list["clones"].as_array().unwrap().iter().all(|clone| clone["own_bytes"].as_u64().unwrap() <= 200 << 10));
+    assert!(
+        list["clones"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|clone| clone["own_bytes"].as_u64().unwrap() <= 200 << 10)
+    );
     assert_eq!(shed.ok(&["tree"]).lines().count(), 1002);
 }

@@ -23,7 +23,9 @@ fn a_view_in_the_background_is_up_when_the_command_returns() {
     let dir = view.dir.clone();
     view.unmount();
     assert!(!is_mounted(&dir));
-    until("an ended server leaves no empty log", || fs::read_dir(shed.root().join("run")).unwrap().count() == 0);
+    until("an ended server leaves no empty log", || {
+        fs::read_dir(shed.root().join("run")).unwrap().count() == 0
+    });
     shed.fails(1, &["umount", dir.to_str().unwrap()]);
 }
 
@@ -47,8 +49,11 @@ fn a_foreground_view_ends_at_a_signal_and_loses_nothing() {
     let dir = shed.path("view");
     fs::create_dir(&dir).unwrap();
     for signal in ["-INT", "-TERM", "-HUP"] {
-        let mut server =
-            shed.command(&["mount", "--foreground", dir.to_str().unwrap()]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut server = shed
+            .command(&["mount", "--foreground", dir.to_str().unwrap()])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         until("the view is up", || is_mounted(&dir));
         let file = dir.join("clones/web.raw");
         must("dd", &["if=/dev/zero", &format!("of={}", file.display()), "bs=1M", "count=1", "conv=notrunc"]);

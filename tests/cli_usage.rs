@@ -9,8 +9,26 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 const COMMANDS: [&str; 20] = [
-    "import", "export", "clone", "rename", "rm", "list", "tree", "info", "map", "path", "checkpoint",
-    "checkpoints", "restore", "check", "verify", "mount", "umount", "run", "completions", "man",
+    "import",
+    "export",
+    "clone",
+    "rename",
+    "rm",
+    "list",
+    "tree",
+    "info",
+    "map",
+    "path",
+    "checkpoint",
+    "checkpoints",
+    "restore",
+    "check",
+    "verify",
+    "mount",
+    "umount",
+    "run",
+    "completions",
+    "man",
 ];
 
 #[test]
@@ -37,7 +55,10 @@ fn nothing_to_do_shows_the_overview_and_counts_as_wrong_usage() {
 #[test]
 fn the_version_is_told() {
     let output = program().arg("--version").output().unwrap();
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), concat!("cowshed ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        concat!("cowshed ", env!("CARGO_PKG_VERSION"), "\n")
+    );
 }
 
 #[test]
@@ -74,7 +95,21 @@ fn wrong_usage_ends_with_2_and_one_line() {
 fn names_that_are_none_are_refused_before_anything_happens() {
     let shed = Shed::with_base();
     let long = "x".repeat(300);
-    let bad = ["", ".", "..", "a/b", "/etc/passwd", "../../x", ".hidden", "a b", "a\nb", "a\u{1b}[31m", "ä", "a\u{7f}", &long];
+    let bad = [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "/etc/passwd",
+        "../../x",
+        ".hidden",
+        "a b",
+        "a\nb",
+        "a\u{1b}[31m",
+        "ä",
+        "a\u{7f}",
+        &long,
+    ];
     for name in bad {
         for arguments in [
             &["clone", "deb", name][..],
@@ -108,7 +143,9 @@ fn a_missing_store_and_a_folder_that_is_none_are_refused() {
     fs::create_dir(shed.root()).unwrap();
     fs::write(shed.root().join("letter.txt"), "mine").unwrap();
     let image = shed.image("deb.raw");
-    for arguments in [&["list"][..], &["import", image.to_str().unwrap(), "--name", "deb"], &["check", "--all"]] {
+    for arguments in
+        [&["list"][..], &["import", image.to_str().unwrap(), "--name", "deb"], &["check", "--all"]]
+    {
         let said = shed.fails(1, arguments);
         assert!(said.contains("not a"), "{said}");
     }
@@ -123,7 +160,8 @@ fn the_store_is_found_by_the_environment() {
 
     let data = shed.path("data");
     let image = shed.image("b.raw");
-    let output = program().env("XDG_DATA_HOME", &data).arg("import").arg(image).args(["--name", "b"]).output();
+    let output =
+        program().env("XDG_DATA_HOME", &data).arg("import").arg(image).args(["--name", "b"]).output();
     assert!(output.unwrap().status.success());
     assert!(data.join("cowshed/cowshed.json").exists());
 }
@@ -166,7 +204,8 @@ fn things_that_are_not_there_are_said_in_one_line() {
 fn a_closed_pipe_is_no_failure() {
     let shed = Shed::with_base();
     shed.ok(&["clone", "deb", "web", "--count", "50"]);
-    for arguments in [&["list"][..], &["list", "--json"], &["tree"], &["map", "web-1", "--json"], &["--help"]] {
+    for arguments in [&["list"][..], &["list", "--json"], &["tree"], &["map", "web-1", "--json"], &["--help"]]
+    {
         let mut child =
             shed.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
@@ -210,5 +249,46 @@ fn there_is_a_manual_page_for_every_command() {
     for command in COMMANDS {
         let page = fs::read_to_string(dir.join(format!("cowshed-{command}.1"))).unwrap();
         assert!(page.contains(".SH SYNOPSIS") && page.contains(".SH DESCRIPTION"), "{command}");
+    }
+}
+
+#[test]
+fn an_interrupted_import_ends_with_130_and_leaves_nothing() {
+    let shed = Shed::with_base();
+    let image = shed.path("large.raw");
+    let zeros = vec![0; 1 << 20];
+    let mut file = fs::File::create(&image).unwrap();
+    for _ in 0..512 {
+        std::io::Write::write_all(&mut file, &zeros).unwrap();
+    }
+    let arguments = ["import", image.to_str().unwrap(), "--name", "large"];
+    let mut child = shed.command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let tmp = shed.root().join("tmp");
+    common::until("the import has begun", || fs::read_dir(&tmp).unwrap().count() > 0);
+    common::store::must("kill", &["-INT", &child.id().to_string()]);
+    child.wait().unwrap();
+    one_line(&child.wait_with_output().unwrap(), 130, &arguments);
+    assert_eq!(fs::read_dir(&tmp).unwrap().count(), 0);
+    assert_eq!(shed.json(&["list"])["bases"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn the_documentation_has_a_section_with_the_synopsis_of_every_command() {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/cli.md")).unwrap();
+    let sections: Vec<&str> = text.split("\n## ").skip(3).collect();
+    let titles: Vec<&str> = sections.iter().map(|section| section.lines().next().unwrap()).collect();
+    assert_eq!(titles, COMMANDS);
+    for (command, section) in COMMANDS.iter().zip(sections) {
+        assert!(
+            section.contains(&format!("`cowshed {command}")) && section.contains("\n    $ "),
+            "{command}"
+        );
+        let help = String::from_utf8(program().args([command, "--help"]).output().unwrap().stdout).unwrap();
+        let (_, options) = help.split_once("Options:").unwrap();
+        for option in options.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2) {
+            let option = option.trim_end_matches([',', ';', ':', '.', '<', '=']);
+            let common = ["--help", "--store"].contains(&option);
+            assert!(common || section.contains(option), "{command} {option} is not in docs/cli.md");
+        }
     }
 }

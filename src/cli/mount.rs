@@ -97,7 +97,7 @@ impl Mount {
             return log.write_pid(server.id());
         }
         let status = server.wait()?;
-        log.remove();
+        log.remove_unless_in_use();
         match said.trim_end() {
             "" => Err(anyhow!("the server ended before the view was up ({status})")),
             reason => Err(anyhow!("{reason}")),
@@ -107,17 +107,22 @@ impl Mount {
     fn serve_in_background(&self, context: &Context) -> Outcome {
         // The terminal may go. It fails only for the leader of a process group, which has no terminal to lose then.
         let _ = nix::unistd::setsid();
+        let mut is_up = false;
         let served = self.serve(context, || {
             output::line(UP)?;
             let null = File::options().write(true).open("/dev/null")?;
             // Whoever started this server waits for the end of its standard output.
             nix::unistd::dup2_stdout(null.as_fd())?;
+            is_up = true;
             Ok(())
         });
-        if let Err(error) = &served {
+        if is_up {
+            mount_log::end(context.store()?.root(), &self.dir);
+        } else if let Err(error) = &served {
+            // Whoever started this server says it.
             let _ = writeln!(io::stdout(), "{}", super::failure::sentence(error));
+            return Ok(ExitCode::FAILURE);
         }
-        mount_log::end(context.store()?.root(), &self.dir);
         served.map(|()| ExitCode::SUCCESS)
     }
 }

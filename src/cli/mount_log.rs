@@ -28,9 +28,10 @@ impl MountLog {
         Self { log: folder.join(format!("mount-{name}.log")), pid: folder.join(format!("mount-{name}.pid")) }
     }
 
-    /// The log, emptied.
+    /// The log, to be added to: another server of the same directory may still be writing to it.
     pub(super) fn file(&self) -> anyhow::Result<File> {
-        File::create(&self.log).with_context(|| format!("{} cannot be made", self.log.display()))
+        let opened = File::options().create(true).append(true).open(&self.log);
+        opened.with_context(|| format!("{} cannot be made", self.log.display()))
     }
 
     pub(super) fn write_pid(&self, pid: u32) -> anyhow::Result<()> {
@@ -38,10 +39,11 @@ impl MountLog {
         wrote.with_context(|| format!("{} cannot be written", self.pid.display()))
     }
 
-    /// Takes both files away; they are only for people to look at, so it is no matter when that fails.
-    pub(super) fn remove(&self) {
-        let _ = fs::remove_file(&self.log);
-        let _ = fs::remove_file(&self.pid);
+    /// Takes the log of a server that failed away, unless an earlier one is there.
+    pub(super) fn remove_unless_in_use(&self) {
+        if !self.pid.exists() {
+            remove(&self.log);
+        }
     }
 }
 
@@ -49,10 +51,14 @@ impl MountLog {
 pub(super) fn end(store: &Path, dir: &Path) {
     let files = MountLog::within(&folder(store), dir);
     if files.log.metadata().is_ok_and(|log| log.len() == 0) {
-        files.remove();
-    } else {
-        let _ = fs::remove_file(&files.pid);
+        remove(&files.log);
     }
+    remove(&files.pid);
+}
+
+/// The files are only for people to look at, so it is no matter when this fails.
+fn remove(file: &Path) {
+    let _ = fs::remove_file(file);
 }
 
 fn folder(store: &Path) -> PathBuf {
