@@ -106,7 +106,9 @@ fn kind_of(source: &io::Error) -> Kind {
     match source.kind() {
         io::ErrorKind::NotFound => Kind::NotFound,
         io::ErrorKind::AlreadyExists => Kind::Exists,
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::NoSpace,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Kind::NoSpace
+        }
         io::ErrorKind::ReadOnlyFilesystem => Kind::ReadOnly,
         io::ErrorKind::Interrupted => Kind::Interrupted,
         _ => Kind::Io,

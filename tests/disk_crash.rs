@@ -19,8 +19,9 @@ use common::stamps::Guest;
 use common::{images, qemu};
 use cowshed::disk::{Disk, Layer, RawLayer};
 use cowshed::qcow2::{CreateOptions, Image, OpenOptions, check, create};
-use cowshed::storage::{Recorder, Storage};
+use cowshed::storage::{Effect, Event, Recorder, Storage};
 use cowshed::units::GuestOffset;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -92,19 +93,21 @@ fn step(rng: &mut Rng) -> Step {
     Step { op, at: at * 512, len: len * 512 }
 }
 
-/// Runs a workload and gives its history.
-fn record(start: &Start, rng: &mut Rng) -> (Guest, History) {
+/// Runs a workload and gives its history; with `closes`, the disk is closed now and then and at its end.
+fn record(start: &Start, rng: &mut Rng, closes: bool) -> (Guest, History) {
     let recorder = Arc::new(Recorder::new(Bytes::new(start.image.clone())));
     let disk = start.open(recorder.clone()).unwrap();
     let mut guest = Guest::new(contents(&disk).unwrap());
     let events = || recorder.events().len();
     for _ in 0..rng.between(12, 40) {
         guest.run(&disk, step(rng), events).unwrap();
-        if rng.chance(8) {
+        if closes && rng.chance(8) {
             disk.close().unwrap();
         }
     }
-    disk.close().unwrap();
+    if closes {
+        disk.close().unwrap();
+    }
     let flush = Step { op: Op::Flush, at: 0, len: 0 };
     guest.run(&disk, flush, events).unwrap();
     assert!(contents(&disk).unwrap() == guest.latest(), "the workload itself reads wrong");
@@ -146,12 +149,48 @@ fn as_qemu_sees_it(start: &Start, image: &[u8], model: Option<&[u8]>, what: &str
     }
 }
 
+/// The log as if the engine had not asked for the sync at place `lost`.
+fn without_sync(events: &[Event], lost: usize) -> Vec<Event> {
+    let mut mutant = events.to_vec();
+    // It stays in the log, so that moments keep their numbers, but it makes nothing durable.
+    mutant[lost].ok = false;
+    mutant
+}
+
+#[test]
+fn the_harness_notices_when_a_sync_is_left_out() {
+    let start = Start::ours(17, true, true);
+    let mut rng = Rng::new(11);
+    // Without closing: a close syncs again right after its flush, so nothing depends on either sync alone.
+    let (guest, history) = record(&start, &mut rng, false);
+    let events = history.events();
+    let syncs: Vec<usize> = (0..events.len()).filter(|at| events[*at].effect == Effect::Sync).collect();
+    let mut noticed = 0;
+    for lost in &syncs {
+        let mutant = History::new(start.image.clone(), without_sync(events, *lost));
+        let found = (*lost..mutant.moments()).any(|count| {
+            let cut = mutant.cut(count);
+            cut.strategies(&mut rng, 12).into_iter().any(|strategy| {
+                let state = cut.state(strategy);
+                catch_unwind(AssertUnwindSafe(|| judge(&start, &guest, state, count, false, ""))).is_err()
+            })
+        });
+        println!("without the sync after event {lost}: noticed {found}");
+        noticed += usize::from(found);
+    }
+    let mutants = syncs.len();
+    assert!(
+        mutants >= 6 && noticed * 10 >= mutants * 9,
+        "{noticed} of {mutants} left-out syncs were noticed"
+    );
+}
+
 fn survives(layout: &str, start: &Start) {
     let seeds = seed_from_environment().map_or(SEEDS.to_vec(), |seed| vec![seed]);
     let mut states = 0;
     for seed in seeds {
         let mut rng = Rng::new(seed);
-        let (guest, history) = record(start, &mut rng);
+        let (guest, history) = record(start, &mut rng, true);
         let share = (STATES / history.moments()).max(3);
         for count in 0..history.moments() {
             let cut = history.cut(count);

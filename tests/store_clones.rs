@@ -228,3 +228,28 @@ fn debris_of_the_dead_goes_and_the_living_stay() {
     temp.store.rename(&name("base"), &name("half")).unwrap();
     assert_eq!(temp.store.bases().unwrap()[0].name, name("half"));
 }
+
+#[test]
+fn of_many_that_make_the_same_clone_one_does() {
+    let (temp, _) = TempStore::with_base(1 << 20);
+    let made = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (temp, made) = (&temp, &made);
+            scope.spawn(move || {
+                let store = Store::open(temp.root()).unwrap();
+                let options = CloneOptions::default();
+                for number in 0..5 {
+                    let names = [name(&format!("own{thread}-{number}")), name(&format!("same{number}"))];
+                    match store.create_clones(&base_ref("base"), &names, &options) {
+                        Ok(_) => _ = made.fetch_add(1, std::sync::atomic::Ordering::SeqCst),
+                        Err(error) => assert_eq!(error.kind(), Kind::Exists, "{error}"),
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(made.into_inner(), 5);
+    assert_eq!(temp.store.clones().unwrap().len(), 10);
+    assert!(temp.tmp_is_empty());
+}

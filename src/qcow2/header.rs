@@ -235,8 +235,8 @@ fn check_features(raw: &RawHeader, cluster_size: u64) -> Result<()> {
     }
     let typed = raw.incompatible_features & incompatible::COMPRESSION != 0;
     match (raw.compression_type, typed) {
-        (0, _) | (1, true) => Ok(()),
-        (1, false) => Err(Error::corrupt("a compression type without its feature bit")),
+        (0, false) | (1, true) => Ok(()),
+        (0 | 1, _) => Err(Error::corrupt("the compression type and its feature bit disagree")),
         (other, _) => {
             Err(Error::unsupported(format!("compression type {other}; only zlib and zstd are known")))
         }

@@ -9,6 +9,8 @@ use crate::units::{HostOffset, MIB, index, length};
 /// Largest snapshot table and bitmap table in bytes, as QEMU has them.
 const MAX_SNAPSHOT_TABLE: u64 = 64 * MIB;
 const MAX_BITMAP_TABLE: u64 = 64 * MIB;
+/// Extra data that version 3 asks for: the sizes of the VM state and of the disk.
+const LEAST_EXTRA: u64 = 16;
 /// Largest L1 table of a snapshot in bytes.
 const MAX_L1: u64 = 32 * MIB;
 
@@ -32,6 +34,9 @@ pub(super) fn snapshot_tables(
             || u64::from(raw.l1_size) * 8 > MAX_L1
         {
             return Err(Error::corrupt(format!("snapshot {number} has lengths out of range")));
+        }
+        if header.version >= 3 && u64::from(raw.extra_length) < LEAST_EXTRA {
+            return Err(Error::corrupt(format!("entry {number} of the snapshot table is incomplete")));
         }
         // Entries are padded; behind the last one the padding does not count.
         if number + 1 < header.snapshots {

@@ -31,19 +31,23 @@ pub enum Role {
     Writer,
     /// Read, as a base below a clone or by itself: many readers, no writer.
     Reader,
+    /// Removed or renamed: nobody else has it open at all, not even a reader that lets others write.
+    Owner,
 }
 
 impl Role {
     fn holds(self) -> &'static [u8] {
         match self {
-            Self::Writer => &[CONSISTENT_READ, WRITE, RESIZE],
+            Self::Writer | Self::Owner => &[CONSISTENT_READ, WRITE, RESIZE],
             Self::Reader => &[CONSISTENT_READ],
         }
     }
 
-    /// Both let others read, neither lets anybody else write or resize.
     fn unshared(self) -> &'static [u8] {
-        &[WRITE, RESIZE]
+        match self {
+            Self::Writer | Self::Reader => &[WRITE, RESIZE],
+            Self::Owner => &[CONSISTENT_READ, WRITE, RESIZE],
+        }
     }
 }
 

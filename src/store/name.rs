@@ -36,7 +36,8 @@ impl FromStr for Name {
             return refuse(&format!("it has {} bytes, at most {NAME_MAX} are allowed", text.len()));
         }
         if let Some(wrong) = text.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-".contains(*c))) {
-            return refuse(&format!("{wrong:?} is not a letter, digit, dot, hyphen or underscore"));
+            let wrong = wrong.escape_default();
+            return refuse(&format!("'{wrong}' is not a letter, digit, dot, hyphen or underscore"));
         }
         if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
             return refuse("it must begin with a letter or a digit");

@@ -46,6 +46,11 @@ impl History {
         Self { before, events }
     }
 
+    /// The log.
+    pub fn events(&self) -> &[Event] {
+        &self.events
+    }
+
     /// How many moments there are at which power can go: after no event, after one, .. after all.
     pub fn moments(&self) -> usize {
         self.events.len() + 1

@@ -13,6 +13,8 @@ struct Done {
     len: usize,
     /// Events in the log before it began, and after it returned.
     span: (usize, usize),
+    /// Whether it returned an error: its sectors are then old or new.
+    failed: bool,
 }
 
 /// Everything the guest did, over what the disk held before.
@@ -49,7 +51,7 @@ impl Guest {
         let failed_flush = result.is_err() && step.op == Op::Flush;
         // A write that failed may have happened in part; a flush that failed has not happened.
         if !failed_flush {
-            self.done.push(Done { op: step.op, at, len, span: (start, events()) });
+            self.done.push(Done { op: step.op, at, len, span: (start, events()), failed: result.is_err() });
         }
         result
     }
@@ -57,7 +59,7 @@ impl Guest {
     /// What was last written everywhere.
     pub fn latest(&self) -> Vec<u8> {
         let mut bytes = self.before.clone();
-        self.done.iter().for_each(|done| done.apply(&mut bytes));
+        self.done.iter().filter(|done| !done.failed).for_each(|done| done.apply(&mut bytes));
         bytes
     }
 
@@ -67,9 +69,11 @@ impl Guest {
         // Durable: every operation that returned before the start of a flush that returned before the cut.
         let flushed = self.done.iter().rposition(|done| done.op == Op::Flush && done.span.1 <= count);
         let mut durable = self.before.clone();
-        self.done[..flushed.unwrap_or(0)].iter().for_each(|done| done.apply(&mut durable));
-        let later: Vec<&Done> = self.done[flushed.unwrap_or(0)..]
-            .iter()
+        let before = &self.done[..flushed.unwrap_or(0)];
+        before.iter().filter(|done| !done.failed).for_each(|done| done.apply(&mut durable));
+        let unsure = before.iter().filter(|done| done.failed);
+        let later: Vec<&Done> = unsure
+            .chain(&self.done[flushed.unwrap_or(0)..])
             .filter(|done| !matches!(done.op, Op::Flush | Op::Read) && done.span.0 <= count)
             .collect();
         for (sector, bytes) in got.chunks(SECTOR).enumerate() {

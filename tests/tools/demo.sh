@@ -90,7 +90,7 @@ wait_for_guests() {
         name=${CLONES[$i]}
         code=0
         wait "${PIDS[$i]}" || code=$?
-        if [[ $code -ne 0 ]] || ! job_output "$name" | grep -q 'cowshed-job: exit 0'; then
+        if [[ $code -ne 0 ]] || ! job_output "$name" | grep 'cowshed-job: exit 0' >/dev/null; then
             tail -n 40 "$FOLDER/$name.console" "$FOLDER/$name.messages" >&2
             fail "$name did not finish its job (exit code $code)"
         fi
@@ -114,13 +114,13 @@ check_changes() {
         printf '   %s: /srv/www/index.html is %s\n' "$name" "$page"
         [[ $page == "<h1>This is $name</h1>" ]] || fail "$name lost its page"
         [[ $(in_guest "$name" "cat /etc/hostname") == "$name" ]] || fail "$name lost its changed file"
-        in_guest "$name" "stat /etc/issue.net" | grep -q 'not found' || fail "$name still has the file it removed"
+        in_guest "$name" "stat /etc/issue.net" | grep 'not found' >/dev/null || fail "$name still has the file it removed"
         in_guest "$name" "dump /srv/www/$name.bin $FOLDER/dumped" >/dev/null
         sum=$(sha256sum <"$FOLDER/dumped" | cut -d ' ' -f 1)
         rm -f "$FOLDER/dumped"
-        job_output "$name" | grep -q "$sum" || fail "$name: the 8 MiB file differs from what the guest wrote"
+        job_output "$name" | grep "$sum" >/dev/null || fail "$name: the 8 MiB file differs from what the guest wrote"
         for other in "${CLONES[@]}"; do
-            [[ $other == "$name" ]] || in_guest "$name" "stat /srv/www/$other.bin" | grep -q 'not found' ||
+            [[ $other == "$name" ]] || in_guest "$name" "stat /srv/www/$other.bin" | grep 'not found' >/dev/null ||
                 fail "a file of $other shows up in $name"
         done
     done
