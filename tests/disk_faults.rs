@@ -179,6 +179,7 @@ fn a_full_host_is_an_error_of_its_own_kind_and_loses_nothing() {
     for options in layouts() {
         fail_each(&options, Operation::Write, libc::ENOSPC, true, Kind::NoSpace);
         fail_each(&options, Operation::Write, libc::ENOSPC, false, Kind::NoSpace);
+        fail_each(&options, Operation::Write, libc::EFBIG, false, Kind::NoSpace);
     }
 }
 
@@ -258,48 +259,56 @@ fn a_failed_sync_latches_the_disk_until_it_is_opened_again() {
     }
 }
 
-#[test]
-fn a_file_system_that_is_really_full_loses_no_acknowledged_write() {
-    // A real limit: the process may not make a file larger than this many blocks of 512 bytes.
-    let folder = tempfile::tempdir().unwrap();
-    let program = std::env::current_exe().unwrap();
-    let script = format!(
-        "trap '' XFSZ; ulimit -f 4096; COWSHED_FULL={} exec {} --exact --ignored writes_until_the_file_may_not_grow",
-        folder.path().join("t.qcow2").display(),
-        program.display()
-    );
-    qemu::run(folder.path(), "sh", &["-c", &script]);
-    qemu::assert_clean(&folder.path().join("t.qcow2"), "after the limit");
+/// A file system of a few MiB in memory.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn new(size: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (options, place) = (format!("size={size}"), folder.path().to_str().unwrap());
+        qemu::run(folder.path(), "mount", &["-t", "tmpfs", "-o", &options, "small", place]);
+        Self(folder)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        qemu::run(&std::env::temp_dir(), "umount", &[self.0.path().to_str().unwrap()]);
+    }
 }
 
 #[test]
-#[ignore = "runs as the child of a_file_system_that_is_really_full_loses_no_acknowledged_write"]
-fn writes_until_the_file_may_not_grow() {
-    let path = std::path::PathBuf::from(std::env::var_os("COWSHED_FULL").unwrap());
+fn a_file_system_that_is_really_full_loses_no_acknowledged_write() {
+    let small = Small::new("3m");
+    let (path, ballast) = (small.0.path().join("t.qcow2"), small.0.path().join("ballast"));
+    std::fs::write(&ballast, vec![1; 512 << 10]).unwrap();
     let storage = common::images::new_file(&path);
     create(&*storage, &CreateOptions::new(8 << 20)).unwrap();
     storage.sync().unwrap();
     let disk = common::images::open(&path, true);
     let mut kept = Vec::new();
-    let mut refused = None;
     for at in (0..8u64 << 20).step_by(64 << 10) {
         match disk.write(&vec![(at >> 16) as u8 + 1; 64 << 10], GuestOffset(at)) {
             Ok(()) => kept.push(at),
             Err(error) => {
                 assert_eq!(error.kind(), Kind::NoSpace, "{error}");
-                refused = Some(at);
                 break;
             }
         }
     }
-    assert!(refused.is_some() && kept.len() >= 2, "the limit never came: {} writes", kept.len());
+    assert!((2..100).contains(&kept.len()), "the file system took {} writes", kept.len());
+    // The flush may need blocks for tables, and say that there are none; it may not lose anything then.
+    if let Err(error) = disk.flush() {
+        assert_eq!(error.kind(), Kind::NoSpace, "{error}");
+    }
+    std::fs::remove_file(ballast).unwrap();
     disk.flush().unwrap();
-    // Room comes back by a discard.
-    disk.discard(GuestOffset(kept[0]), 128 << 10).unwrap();
+    disk.discard(GuestOffset(0), 128 << 10).unwrap();
     disk.flush().unwrap();
     disk.write(&vec![0xaa; 64 << 10], GuestOffset(7 << 20)).unwrap();
     disk.close().unwrap();
     drop(disk);
+    qemu::assert_clean(&path, "after the file system was full");
     let disk = common::images::open(&path, false);
     for at in &kept[2..] {
         let mut buf = vec![0; 64 << 10];
