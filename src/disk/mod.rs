@@ -204,7 +204,7 @@ impl Disk {
             let (extent, source) = match layer {
                 Layer::Raw(raw) => raw.extent(at)?,
                 Layer::Qcow2(image) => {
-                    let extent = image.extent(at)?;
+                    let extent = image.extent(at, len)?;
                     (extent.len, extent.source)
                 }
             };

@@ -5,20 +5,42 @@ use super::layout::RawHeader;
 use super::refcounts::Refcounts;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
-use crate::units::{HostCluster, HostOffset, index, length};
+use crate::units::{HostCluster, HostOffset, SECTOR, index, length};
+use crate::zero::is_zero;
+use parking_lot::RwLock;
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Clusters that are counted as used before they are: what a crash can leak, and how rarely counts are written.
 const RUN: u64 = 64;
+
+/// The clusters that hold an image's own structures: header, tables, refcount blocks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Metadata(Arc<RwLock<HashSet<u64>>>);
+
+impl Metadata {
+    pub(super) fn contains(&self, cluster: HostCluster) -> bool {
+        self.0.read().contains(&cluster.0)
+    }
+
+    /// Adds a cluster. `false`: it was there already.
+    pub(super) fn insert(&self, cluster: HostCluster) -> bool {
+        self.0.write().insert(cluster.0)
+    }
+
+    pub(super) fn remove(&self, cluster: HostCluster) {
+        self.0.write().remove(&cluster.0);
+    }
+}
 
 /// The allocator of one image. Everything it does is in memory until [`Allocator::write`], but for the growth of
 /// the refcount structures themselves, which is durable when it returns.
 #[derive(Debug)]
 pub(super) struct Allocator {
     refcounts: Refcounts,
-    /// Clusters of the image's own structures: never handed out, whatever the counts say.
-    metadata: HashSet<u64>,
+    /// Never handed out, whatever the counts say.
+    metadata: Metadata,
     /// No cluster before this one is free.
     cursor: u64,
     /// Reserved and not yet handed out.
@@ -37,7 +59,8 @@ impl Allocator {
         let geometry = header.geometry;
         let file_end = storage.len().map_err(|e| Error::io("reading the image's length", e))?;
         let mut allocator =
-            Self { refcounts, metadata: HashSet::from([0]), cursor: 0, run: 0..0, spare: Vec::new() };
+            Self { refcounts, metadata: Metadata::default(), cursor: 0, run: 0..0, spare: Vec::new() };
+        allocator.claim(0..1, "the header")?;
         let table = geometry.host_cluster(header.refcount_table).0;
         allocator.claim(table..table + header.refcount_table_clusters, "the refcount table")?;
         let l1 = geometry.host_cluster(header.l1_offset).0;
@@ -60,7 +83,7 @@ impl Allocator {
 
     fn claim(&mut self, clusters: Range<u64>, what: &str) -> Result<()> {
         for cluster in clusters {
-            if !self.metadata.insert(cluster) {
+            if !self.metadata.insert(HostCluster(cluster)) {
                 return Err(Error::corrupt(format!(
                     "{what} overlaps other metadata at host cluster {cluster:#x}; run a check"
                 )));
@@ -69,23 +92,17 @@ impl Allocator {
         Ok(())
     }
 
-    /// Whether a cluster holds the image's own structures.
-    pub(super) fn is_metadata(&self, cluster: HostCluster) -> bool {
-        self.metadata.contains(&cluster.0)
-    }
-
-    /// A cluster becomes an L2 table.
-    pub(super) fn add_metadata(&mut self, cluster: HostCluster) {
-        self.metadata.insert(cluster.0);
-    }
-
-    /// A cluster is no L2 table of the active disk any more.
-    pub(super) fn remove_metadata(&mut self, cluster: HostCluster) {
-        self.metadata.remove(&cluster.0);
+    /// The clusters that hold the image's own structures, shared with the image.
+    pub(super) fn metadata(&self) -> Metadata {
+        self.metadata.clone()
     }
 
     /// Hands out a cluster with a refcount of one.
     pub(super) fn allocate(&mut self, storage: &dyn Storage) -> Result<HostCluster> {
+        if self.cursor < self.run.start {
+            // Something was freed below: the file stays short when that is used first.
+            self.release_reserved(storage)?;
+        }
         if let Some(cluster) = self.spare.pop() {
             return Ok(HostCluster(cluster));
         }
@@ -102,33 +119,59 @@ impl Allocator {
         self.spare.push(cluster.0);
     }
 
-    /// Finds the next free clusters in a row and counts them as used.
+    /// Finds the next free clusters in a row, at least one, and counts them as used.
     fn reserve(&mut self, storage: &dyn Storage) -> Result<Range<u64>> {
-        let mut start = self.cursor;
-        loop {
-            if !self.refcounts.covers(HostCluster(start)) {
-                self.add_block(start, storage)?;
+        let start = loop {
+            let free = self.refcounts.first_zero(HostCluster(self.cursor), storage)?.0;
+            self.cursor = free;
+            if self.refcounts.covers(HostCluster(free)) {
+                break free;
             }
-            if self.refcounts.get(HostCluster(start), storage)? == 0 {
-                break;
-            }
-            start += 1;
-        }
+            self.add_block(free, storage)?;
+        };
         let mut end = start;
-        while end < start + RUN
-            && self.refcounts.covers(HostCluster(end))
-            && self.refcounts.get(HostCluster(end), storage)? == 0
-        {
-            if self.metadata.contains(&end) {
-                return Err(Error::corrupt(format!(
-                    "host cluster {end:#x} is counted as free and holds metadata; run a check with --repair"
-                )));
+        while end < start + RUN && self.refcounts.covers(HostCluster(end)) {
+            match self.reserve_one(HostCluster(end), storage) {
+                Ok(true) => end += 1,
+                Err(error) if end == start => return Err(error),
+                // What comes behind is somebody's, or cannot be told: the run is shorter.
+                Ok(false) | Err(_) => break,
             }
-            self.refcounts.set(HostCluster(end), 1, storage)?;
-            end += 1;
         }
         self.cursor = end;
         Ok(start..end)
+    }
+
+    /// Counts a cluster as used if it is free.
+    fn reserve_one(&mut self, cluster: HostCluster, storage: &dyn Storage) -> Result<bool> {
+        if self.refcounts.get(cluster, storage)? != 0 {
+            return Ok(false);
+        }
+        if self.metadata.contains(cluster) {
+            return Err(Error::corrupt(format!(
+                "{cluster:?} is counted as free and holds metadata; run a check with --repair"
+            )));
+        }
+        self.refcounts.set(cluster, 1, storage)?;
+        Ok(true)
+    }
+
+    /// Writes new refcount structures to clusters that no block counts. They must be nobody's: every sector is a
+    /// hole, zeros, or what an attempt that was cut short left there.
+    fn put_uncounted(&self, bytes: &[u8], at: HostOffset, storage: &dyn Storage) -> Result<()> {
+        let clusters = at.0 / self.cluster_size()..(at + length(bytes.len())).0.div_ceil(self.cluster_size());
+        let mut old = vec![0; bytes.len()];
+        storage.read_at(&mut old, at).map_err(|e| Error::io("growing the refcount table", e))?;
+        let sector = index(SECTOR);
+        let foreign =
+            old.chunks(sector).zip(bytes.chunks(sector)).any(|(old, new)| !is_zero(old) && old != new);
+        if foreign || clusters.clone().any(|cluster| self.metadata.contains(HostCluster(cluster))) {
+            return Err(Error::corrupt(format!(
+                "host clusters from {:#x} on are in use and no refcount block counts them; run a check with --repair",
+                clusters.start
+            )));
+        }
+        put(storage, bytes, at)
     }
 
     /// Adds the refcount block that covers `cluster`, at the first cluster it covers: durable before it is used.
@@ -141,12 +184,12 @@ impl Allocator {
         let mut bytes = vec![0; index(self.cluster_size())];
         self.refcounts.width().set(&mut bytes, 0, 1);
         let host = HostOffset(place.0 * self.cluster_size());
-        put(storage, &bytes, host)?;
+        self.put_uncounted(&bytes, host, storage)?;
         sync(storage)?;
         put(storage, &host.0.to_be_bytes(), self.refcounts.entry_place(index(number)))?;
         sync(storage)?;
         self.refcounts.add_block(index(number), host);
-        self.metadata.insert(place.0);
+        self.metadata.insert(place);
         Ok(())
     }
 
@@ -158,7 +201,8 @@ impl Allocator {
         let (mut table_clusters, mut blocks) = (1_u64, 1_u64);
         loop {
             let wanted_blocks = (table_clusters + blocks).div_ceil(per_block);
-            let wanted_table = ((first_block + wanted_blocks) * 8 * 3 / 2).div_ceil(size);
+            let least = ((first_block + wanted_blocks) * 8).div_ceil(size);
+            let wanted_table = (least * 3 / 2).min(MAX_REFCOUNT_TABLE / size).max(least).max(table_clusters);
             if (wanted_table, wanted_blocks) == (table_clusters, blocks) {
                 break;
             }
@@ -182,12 +226,13 @@ impl Allocator {
             self.refcounts.width().set(block, index(n % per_block), 1);
         }
         let place = HostOffset((start + blocks) * size);
-        put(storage, &bytes, HostOffset(start * size))?;
-        put(storage, &table.iter().flat_map(|entry| entry.to_be_bytes()).collect::<Vec<u8>>(), place)?;
+        let table_bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        self.put_uncounted(&[bytes, table_bytes].concat(), HostOffset(start * size), storage)?;
         sync(storage)?;
-        self.switch_table(place, table, table_clusters, storage)?;
-        self.metadata.extend(start..start + blocks + table_clusters);
-        Ok(())
+        for cluster in start..start + blocks + table_clusters {
+            self.metadata.insert(HostCluster(cluster));
+        }
+        self.switch_table(place, table, table_clusters, storage)
     }
 
     /// Points the header to another refcount table, and frees the old one.
@@ -206,10 +251,10 @@ impl Allocator {
         let old_clusters = (length(self.refcounts.table().len()) * 8).div_ceil(self.cluster_size());
         self.refcounts.replace_table(place, table);
         for old in old_start..old_start + old_clusters {
-            self.metadata.remove(&old);
-            self.refcounts.set(HostCluster(old), 0, storage)?;
+            self.metadata.remove(HostCluster(old));
+            // A count that cannot be changed now is a leak.
+            let _ = self.release(HostCluster(old), storage);
         }
-        self.cursor = self.cursor.min(old_start);
         Ok(())
     }
 
@@ -220,6 +265,10 @@ impl Allocator {
     /// One reference to a cluster is gone, durably. Returns whether it was the last: the cluster then stays
     /// counted, so that nobody gets it, until [`Allocator::release`].
     pub(super) fn drop_reference(&mut self, cluster: HostCluster, storage: &dyn Storage) -> Result<bool> {
+        if self.metadata.contains(cluster) {
+            // Only a damaged entry gives such a cluster away; a check reports it.
+            return Ok(false);
+        }
         let count = self.refcounts.get(cluster, storage)?;
         if count > 1 {
             self.refcounts.set(cluster, count - 1, storage)?;

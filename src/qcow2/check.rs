@@ -1,6 +1,6 @@
 //! The check: counts every reference in the file and compares with the refcounts. It collects all damage.
 
-use super::entry::{Mapping, RawEntry, Rules, table_offset};
+use super::entry::{Mapping, RawEntry, Rules, Standard, table_offset};
 use super::header::Header;
 use super::image::{is_owned, read_l1};
 use super::layout::incompatible;
@@ -62,12 +62,14 @@ pub(super) struct Survey {
     pub(super) references: References,
     /// The refcounts as stored.
     pub(super) refcounts: Refcounts,
-    /// Clusters whose count differs: cluster, stored, found.
-    pub(super) differences: Vec<(u64, u64, u64)>,
+    /// Entries of the refcount table that cannot be used.
+    pub(super) bad_blocks: bool,
     /// Entries whose COPIED bit is wrong: place in the file and the right word.
     pub(super) copied: Vec<(HostOffset, u64)>,
     /// Damage that counting again cannot repair.
     pub(super) beyond_repair: u64,
+    /// Whether the image only says of itself that it is corrupt.
+    pub(super) only_marked: bool,
 }
 
 /// Checks the whole image and collects all damage.
@@ -81,31 +83,53 @@ pub fn check(storage: Arc<dyn Storage>) -> Result<CheckReport> {
 /// One pass over the image.
 pub(super) fn survey(storage: &dyn Storage) -> Result<Survey> {
     let header = Header::read(storage)?;
-    let l1 = read_l1(&header, storage)?;
+    let l1 = read_l1(header.l1_offset, header.l1_entries, storage)?;
     let file_end = storage.len().map_err(|e| Error::io("reading the image's length", e))?;
     let mut walk = Walk::new(&header, storage, file_end)?;
     walk.structures()?;
     walk.report.total_clusters = header.geometry.clusters();
-    walk.l1_table(&l1, header.l1_offset, true)?;
+    walk.l1_table(&l1, header.l1_offset, true);
     for (offset, entries) in walk.snapshots()? {
         walk.snapshot(offset, entries)?;
     }
     walk.l2_tables()?;
     walk.compare()?;
-    walk.check_copied()?;
-    let Walk { mut report, references, refcounts, differences, copied, beyond_repair, .. } = walk;
+    walk.check_copied(&l1)?;
+    let Walk { mut report, references, refcounts, copied, bad_blocks, beyond_repair, .. } = walk;
     report.image_end = references.end() << header.geometry.cluster_bits;
+    let only_marked = report.is_consistent();
     if header.incompatible & incompatible::CORRUPT != 0 {
         report.error("the image is marked as corrupt");
     }
-    Ok(Survey { header, report, references, refcounts, differences, copied, beyond_repair })
+    Ok(Survey { header, report, references, refcounts, bad_blocks, copied, beyond_repair, only_marked })
 }
 
-/// A word that claims, or denies, to be the only reference to a cluster.
-struct Claim {
-    place: HostOffset,
-    word: u64,
-    cluster: u64,
+/// Calls `each` for every stored count that is not zero. Holes of the file hold none and are passed over.
+pub(super) fn each_count(
+    refcounts: &mut Refcounts,
+    storage: &dyn Storage,
+    mut each: impl FnMut(&mut Refcounts, HostCluster, u64) -> Result<()>,
+) -> Result<()> {
+    let mut seen = HashSet::new();
+    for (number, place) in refcounts.table().to_vec().into_iter().enumerate() {
+        if place == 0 || !seen.insert(place) || is_hole(storage, HostOffset(place), refcounts.block_size())? {
+            continue;
+        }
+        let first = length(number) * refcounts.per_block();
+        for cluster in (first..first + refcounts.per_block()).map(HostCluster) {
+            let stored = refcounts.get(cluster, storage)?;
+            if stored != 0 {
+                each(refcounts, cluster, stored)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether `len` bytes of the file are a hole: a table of zeros that need not be read.
+fn is_hole(storage: &dyn Storage, at: HostOffset, len: u64) -> Result<bool> {
+    let run = storage.run_at(at).map_err(|e| Error::io("asking for the holes of the image", e))?;
+    Ok(!run.data && run.len >= len)
 }
 
 /// Who points to an L2 table.
@@ -125,9 +149,8 @@ struct Walk<'a> {
     refcounts: Refcounts,
     /// L2 tables by place. Each is walked once, however often it is pointed to.
     tables: BTreeMap<u64, TableUse>,
-    claims: Vec<Claim>,
-    differences: Vec<(u64, u64, u64)>,
     copied: Vec<(HostOffset, u64)>,
+    bad_blocks: bool,
     beyond_repair: u64,
 }
 
@@ -142,9 +165,8 @@ impl<'a> Walk<'a> {
             references: References::default(),
             refcounts: Refcounts::read(header, storage)?,
             tables: BTreeMap::new(),
-            claims: Vec::new(),
-            differences: Vec::new(),
             copied: Vec::new(),
+            bad_blocks: false,
             beyond_repair: 0,
         })
     }
@@ -173,6 +195,7 @@ impl<'a> Walk<'a> {
                 Some(fault) => {
                     self.report.error(format!("refcount table entry {number} ({entry:#x}) {fault}"));
                     self.refcounts.forget_block(number);
+                    self.bad_blocks = true;
                 }
                 None if entry != 0 => self.count(HostOffset(entry), size),
                 None => {}
@@ -214,34 +237,23 @@ impl<'a> Walk<'a> {
             self.damage(format!("the L1 table of a snapshot at {offset} does not lie inside the file"));
             return Ok(());
         }
-        let mut bytes = vec![0; entries * 8];
-        self.storage
-            .read_at(&mut bytes, offset)
-            .map_err(|e| Error::io("reading a snapshot's L1 table", e))?;
-        let l1: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
-        self.l1_table(&l1, offset, false)
+        let l1 = read_l1(offset, entries, self.storage)?;
+        self.l1_table(&l1, offset, false);
+        Ok(())
     }
 
-    fn l1_table(&mut self, l1: &[u64], offset: HostOffset, active: bool) -> Result<()> {
+    fn l1_table(&mut self, l1: &[u64], offset: HostOffset, active: bool) {
         self.count(offset, length(l1.len()) * 8);
         for (l1_index, word) in l1.iter().enumerate() {
-            let table = match table_offset(*word, l1_index, &self.header.geometry, self.file_end) {
-                Ok(Some(table)) => table,
-                Ok(None) => continue,
-                Err(error) => {
-                    self.damage(error.to_string());
-                    continue;
+            match table_offset(*word, l1_index, &self.header.geometry, self.file_end) {
+                Ok(Some(table)) => {
+                    self.count(table, self.header.geometry.cluster_size());
+                    self.register(table, l1_index, active);
                 }
-            };
-            self.count(table, self.header.geometry.cluster_size());
-            if active {
-                let place = offset + length(l1_index) * 8;
-                let cluster = self.header.geometry.host_cluster(table).0;
-                self.claims.push(Claim { place, word: *word, cluster });
+                Ok(None) => {}
+                Err(error) => self.damage(error.to_string()),
             }
-            self.register(table, l1_index, active);
         }
-        Ok(())
     }
 
     fn register(&mut self, table: HostOffset, l1_index: usize, active: bool) {
@@ -258,28 +270,26 @@ impl<'a> Walk<'a> {
     fn l2_tables(&mut self) -> Result<()> {
         let geometry = self.header.geometry;
         for (table, uses) in std::mem::take(&mut self.tables) {
-            let table = HostOffset(table);
-            if self.is_hole(table)? {
-                continue;
-            }
-            let mut bytes = vec![0; index(geometry.cluster_size())];
-            self.storage.read_at(&mut bytes, table).map_err(|e| Error::io("reading an L2 table", e))?;
-            for (entry, raw) in bytes.chunks_exact(index(geometry.entry_size())).enumerate() {
+            for (entry, raw) in self.entries(HostOffset(table))?.into_iter().enumerate() {
                 let cluster = GuestCluster((length(uses.l1_index) << geometry.table_bits()) + length(entry));
-                let place = table + length(entry) * geometry.entry_size();
-                self.l2_entry(raw_entry(raw), cluster, place, &uses);
+                self.l2_entry(raw, cluster, &uses);
             }
         }
         Ok(())
     }
 
-    /// Whether a cluster of the file is a hole throughout: a table of zeros that need not be read.
-    fn is_hole(&self, at: HostOffset) -> Result<bool> {
-        let run = self.storage.run_at(at).map_err(|e| Error::io("asking for the holes of the image", e))?;
-        Ok(!run.data && run.len >= self.header.geometry.cluster_size())
+    /// The entries of an L2 table; none when it is a hole.
+    fn entries(&self, table: HostOffset) -> Result<Vec<RawEntry>> {
+        let geometry = self.header.geometry;
+        if is_hole(self.storage, table, geometry.cluster_size())? {
+            return Ok(Vec::new());
+        }
+        let mut bytes = vec![0; index(geometry.cluster_size())];
+        self.storage.read_at(&mut bytes, table).map_err(|e| Error::io("reading an L2 table", e))?;
+        Ok(bytes.chunks_exact(index(geometry.entry_size())).map(raw_entry).collect())
     }
 
-    fn l2_entry(&mut self, raw: RawEntry, cluster: GuestCluster, place: HostOffset, uses: &TableUse) {
+    fn l2_entry(&mut self, raw: RawEntry, cluster: GuestCluster, uses: &TableUse) {
         if raw == RawEntry::default() {
             return;
         }
@@ -292,9 +302,6 @@ impl<'a> Walk<'a> {
             Ok(Mapping::Standard(standard)) => {
                 let Some(host) = standard.host else { return };
                 let first = geometry.host_cluster(host).0;
-                if uses.active {
-                    self.claims.push(Claim { place, word: raw.word, cluster: first });
-                }
                 first..first + 1
             }
             Err(error) => return self.damage(error.to_string()),
@@ -305,55 +312,58 @@ impl<'a> Walk<'a> {
 
     /// Holds the references against the stored counts, and the stored counts against the references.
     fn compare(&mut self) -> Result<()> {
-        let found: Vec<(u64, u64)> = self.references.iter().collect();
-        for (cluster, found) in found {
+        let references = std::mem::take(&mut self.references);
+        for (cluster, found) in references.iter() {
             let stored = self.refcounts.get(HostCluster(cluster), self.storage)?;
-            if stored != found {
-                self.difference(cluster, stored, found);
+            if stored < found {
+                self.report.error(format!(
+                    "host cluster {cluster:#x} is used {found} times and counted {stored} times"
+                ));
             }
         }
+        let report = &mut self.report;
+        each_count(&mut self.refcounts, self.storage, |_, cluster, stored| {
+            report.leaks += u64::from(stored > references.get(cluster.0));
+            Ok(())
+        })?;
+        self.references = references;
+        Ok(())
+    }
+
+    /// COPIED says that the count is one, and says so whenever it is.
+    fn check_copied(&mut self, l1: &[u64]) -> Result<()> {
+        let geometry = self.header.geometry;
         let mut seen = HashSet::new();
-        for (number, place) in self.refcounts.table().to_vec().into_iter().enumerate() {
-            if place == 0 || !seen.insert(place) || self.is_hole(HostOffset(place))? {
+        for (l1_index, word) in l1.iter().enumerate() {
+            let Ok(Some(table)) = table_offset(*word, l1_index, &geometry, self.file_end) else { continue };
+            self.check_claim(self.header.l1_offset + length(l1_index) * 8, *word, table)?;
+            if !seen.insert(table) {
                 continue;
             }
-            let first = length(number) * self.refcounts.per_block();
-            for cluster in first..first + self.refcounts.per_block() {
-                let stored = self.refcounts.get(HostCluster(cluster), self.storage)?;
-                if stored != 0 && self.references.get(cluster) == 0 {
-                    self.difference(cluster, stored, 0);
+            for (entry, raw) in self.entries(table)?.into_iter().enumerate() {
+                let cluster = GuestCluster((length(l1_index) << geometry.table_bits()) + length(entry));
+                if let Ok(Mapping::Standard(Standard { host: Some(host), .. })) =
+                    self.rules.decode(raw, cluster, self.file_end)
+                {
+                    self.check_claim(table + length(entry) * geometry.entry_size(), raw.word, host)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn difference(&mut self, cluster: u64, stored: u64, found: u64) {
-        self.differences.push((cluster, stored, found));
-        if stored > found {
-            self.report.leaks += 1;
-        } else {
-            self.report
-                .error(format!("host cluster {cluster:#x} is used {found} times and counted {stored} times"));
+    /// An entry that says, or denies, that it is the only one to point to a cluster.
+    fn check_claim(&mut self, place: HostOffset, word: u64, host: HostOffset) -> Result<()> {
+        let cluster = self.header.geometry.host_cluster(host);
+        let only = self.refcounts.get(cluster, self.storage)? == 1;
+        if only != is_owned(word) {
+            let says = if only { "not its" } else { "its" };
+            self.report.error(format!(
+                "the entry {word:#018x} at {place} says that its cluster is {says} alone, against its refcount"
+            ));
         }
-    }
-
-    /// COPIED says that the count is one, and says so whenever it is.
-    fn check_copied(&mut self) -> Result<()> {
-        for claim in std::mem::take(&mut self.claims) {
-            let only = self.refcounts.get(HostCluster(claim.cluster), self.storage)? == 1;
-            if only != is_owned(claim.word) {
-                self.report.error(format!(
-                    "the entry {:#018x} at {} says that its cluster is {} alone, against its refcount",
-                    claim.word,
-                    claim.place,
-                    if only { "not its" } else { "its" }
-                ));
-            }
-            let right = self.references.get(claim.cluster) == 1;
-            if right != is_owned(claim.word) {
-                self.copied.push((claim.place, claim.word ^ super::layout::COPIED));
-            }
+        if (self.references.get(cluster.0) == 1) != is_owned(word) {
+            self.copied.push((place, word ^ super::layout::COPIED));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@
 use super::entry::Mapping;
 use super::image::{Image, Writer};
 use super::tables::Snapshot;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::storage::Storage;
 use crate::units::{GuestCluster, HostCluster, HostOffset, length};
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -65,8 +65,28 @@ struct Rounds {
     started: u64,
     finished: u64,
     running: bool,
-    /// The last round that failed.
-    failed: u64,
+    /// The last round that failed, and how.
+    failed: Option<(u64, Kind)>,
+}
+
+/// A round that runs. It ends when this is dropped, as a failure unless it is said to have succeeded, so that a
+/// panic inside it leaves nobody waiting.
+struct Round<'a> {
+    commit: &'a Commit,
+    number: u64,
+    failure: Option<Kind>,
+}
+
+impl Drop for Round<'_> {
+    fn drop(&mut self) {
+        let mut rounds = self.commit.rounds.lock();
+        rounds.running = false;
+        rounds.finished = self.number;
+        if let Some(kind) = self.failure {
+            rounds.failed = Some((self.number, kind));
+        }
+        self.commit.ended.notify_all();
+    }
 }
 
 impl Commit {
@@ -78,7 +98,10 @@ impl Commit {
             self.ended.wait(&mut rounds);
         }
         if rounds.finished >= wanted {
-            return if rounds.failed >= wanted { Err(failed()) } else { Ok(()) };
+            return match rounds.failed {
+                Some((round, kind)) if round >= wanted => Err(failed(kind)),
+                _ => Ok(()),
+            };
         }
         self.round(rounds, commit)
     }
@@ -95,22 +118,16 @@ impl Commit {
     fn round(&self, mut rounds: MutexGuard<'_, Rounds>, commit: impl FnOnce() -> Result<()>) -> Result<()> {
         rounds.started += 1;
         rounds.running = true;
-        let round = rounds.started;
+        let mut round = Round { commit: self, number: rounds.started, failure: Some(Kind::Io) };
         drop(rounds);
         let result = commit();
-        let mut rounds = self.rounds.lock();
-        rounds.running = false;
-        rounds.finished = round;
-        if result.is_err() {
-            rounds.failed = round;
-        }
-        self.ended.notify_all();
+        round.failure = result.as_ref().err().map(Error::kind);
         result
     }
 }
 
-fn failed() -> Error {
-    Error::new(crate::Kind::Io, "the flush that this one was joined with failed")
+fn failed(kind: Kind) -> Error {
+    Error::new(kind, "the flush that this one was joined with failed")
 }
 
 impl Image {
@@ -162,8 +179,10 @@ impl Image {
     }
 
     fn write_in_order(&self, writer: &Writer, slices: &[Snapshot], l1: &BTreeSet<usize>) -> Result<()> {
+        // An L1 entry that an earlier, failed commit may have written counts as durable.
+        let unsent: BTreeSet<usize> = l1.difference(&writer.l1_sent.lock()).copied().collect();
         let is_new =
-            |snapshot: &&Snapshot| l1.contains(&self.rules.geometry.slice_place(snapshot.slice.index).0);
+            |snapshot: &&Snapshot| unsent.contains(&self.rules.geometry.slice_place(snapshot.slice.index).0);
         let (new, old): (Vec<_>, Vec<_>) = slices.iter().partition(is_new);
         let mut first = writer.allocator.lock().write(&self.storage)?;
         first |= !new.is_empty();
@@ -175,6 +194,7 @@ impl Image {
             return Ok(());
         }
         self.write_slices(&old)?;
+        writer.l1_sent.lock().extend(l1);
         for l1_index in l1 {
             let word = self.l1[*l1_index].load(Ordering::Acquire);
             self.put(
@@ -183,7 +203,9 @@ impl Image {
                 "writing the L1 table",
             )?;
         }
-        self.sync(writer)
+        self.sync(writer)?;
+        writer.l1_sent.lock().clear();
+        Ok(())
     }
 
     /// Writes slices, neighbours in one go.
@@ -220,24 +242,31 @@ impl Image {
         self.storage.write_at(bytes, at).map_err(|e| Error::io(what, e))
     }
 
-    /// Gives back what nothing points to any more, durably.
+    /// Gives back what nothing points to any more, durably. Clusters that cannot be given back now wait for the next
+    /// commit.
     fn give_back(&self, writer: &Writer, frees: Frees) -> Result<()> {
         let mut last = BTreeSet::new();
+        let mut clusters = frees.clusters.into_iter().flatten();
+        let mut dropped = Ok(());
         {
             let mut allocator = writer.allocator.lock();
-            for cluster in frees.clusters.into_iter().flatten() {
-                if allocator.drop_reference(HostCluster(cluster), &self.storage)? {
-                    last.insert(cluster);
+            for cluster in clusters.by_ref() {
+                match allocator.drop_reference(HostCluster(cluster), &self.storage) {
+                    Ok(true) => _ = last.insert(cluster),
+                    Ok(false) => {}
+                    Err(error) => {
+                        writer.frees.lock().cluster(HostCluster(cluster));
+                        dropped = Err(error);
+                        break;
+                    }
                 }
             }
         }
+        clusters.for_each(|cluster| writer.frees.lock().cluster(HostCluster(cluster)));
         self.forget_unpacked();
         let size = self.cluster_size();
         for range in ranges(&last) {
             self.punch(HostOffset(range.start * size), (range.end - range.start) * size);
-        }
-        for (cluster, host, bits) in frees.parts {
-            self.punch_part(writer, cluster, host, bits)?;
         }
         let mut allocator = writer.allocator.lock();
         for cluster in last {
@@ -245,8 +274,13 @@ impl Image {
         }
         // Durable with the next commit; a crash before leaks these clusters and nothing else.
         allocator.write(&self.storage)?;
+        drop(allocator);
         writer.written.store(true, Ordering::Release);
-        Ok(())
+        for (cluster, host, bits) in frees.parts {
+            // An entry that cannot be read any more keeps its blocks.
+            let _ = self.punch_part(writer, cluster, host, bits);
+        }
+        dropped
     }
 
     /// Punches subclusters that are still no data: they may have been written again since.

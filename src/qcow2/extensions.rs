@@ -7,6 +7,8 @@ use crate::units::{HostOffset, MIB, index, length};
 
 /// Version of the identity extension.
 const IDENTITY_FORMAT: u32 = 1;
+/// Most extensions of a header; QEMU writes five at most.
+const MOST_EXTENSIONS: usize = 64;
 /// Longest name of a base in the identity extension, in bytes.
 const MAX_NAME: usize = 255;
 /// Most bitmaps and largest bitmap directory, as QEMU has them.
@@ -36,6 +38,9 @@ pub(super) fn parse_extensions(mut area: &[u8], autoclear: u64) -> Result<Extens
         let body = area.get(RawExtension::SIZE..).and_then(|rest| rest.get(..len)).ok_or_else(|| {
             Error::corrupt(format!("header extension {:#010x} reaches out of its area", head.kind))
         })?;
+        if seen.len() >= MOST_EXTENSIONS {
+            return Err(Error::corrupt(format!("the header has more than {MOST_EXTENSIONS} extensions")));
+        }
         if seen.contains(&head.kind) {
             return Err(Error::corrupt(format!("header extension {:#010x} is there twice", head.kind)));
         }

@@ -1,9 +1,9 @@
 //! An open image: its parts, and the look-up of entries.
 
-use super::allocator::Allocator;
+use super::allocator::{Allocator, Metadata};
 use super::commit::{Commit, Frees};
 use super::compressed::Unpacked;
-use super::entry::{Mapping, Rules, table_offset};
+use super::entry::{Mapping, RawEntry, Rules, table_offset};
 use super::header::Header;
 use super::layout::{COPIED, OFFSET, RawHeader, incompatible};
 use super::locks::Locks;
@@ -39,6 +39,10 @@ pub(super) struct Writer {
     pub(super) allocator: Mutex<Allocator>,
     /// L1 entries that are not yet on disk. Held while an entry changes.
     pub(super) l1_dirty: Mutex<BTreeSet<usize>>,
+    /// L1 entries that a commit began to write and has not seen durable.
+    pub(super) l1_sent: Mutex<BTreeSet<usize>>,
+    /// Clusters of the image's own structures.
+    pub(super) metadata: Metadata,
     pub(super) frees: Mutex<Frees>,
     /// Whether something was written since the last sync began.
     pub(super) written: AtomicBool,
@@ -52,7 +56,7 @@ impl Image {
     /// `Corrupt` and `Unsupported` for the file; `ReadOnly` when it may be read only; the host's errors.
     pub fn open(storage: Arc<dyn Storage>, options: OpenOptions) -> Result<Self> {
         let header = Header::read(&*storage)?;
-        let l1 = read_l1(&header, &*storage)?;
+        let l1 = checked_l1(&header, &*storage)?;
         let end = storage.len().map_err(|e| Error::io("reading the image's length", e))?;
         let geometry = header.geometry;
         let writer = options.writable.then(|| Writer::new(&header, &l1, &*storage)).transpose()?;
@@ -125,6 +129,8 @@ impl Image {
         let (slice, entry) = self.rules.geometry.slice_of(cluster);
         let raw = match self.tables.entry(slice, entry) {
             Some(raw) => raw,
+            // A cluster without a table needs no slice in memory until it is written.
+            None if self.table(self.rules.geometry.l1_index(cluster))?.is_none() => RawEntry::default(),
             None => self.slice(slice)?.get(entry),
         };
         self.rules.decode(raw, cluster, self.end.load(Ordering::Relaxed))
@@ -134,11 +140,17 @@ impl Image {
     pub(super) fn slice(&self, number: u64) -> Result<Arc<Slice>> {
         self.tables.slice(number, |words| {
             let (l1_index, within) = self.rules.geometry.slice_place(number);
-            let Some(table) = self.table(l1_index)? else { return Ok(()) };
             let mut bytes = vec![0; words.len() * 8];
-            self.storage
-                .read_at(&mut bytes, table + within)
-                .map_err(|e| Error::io("reading an L2 table", e))?;
+            // A table that was copied meanwhile may be freed and used for others: the copy counts then.
+            loop {
+                let Some(table) = self.table(l1_index)? else { return Ok(()) };
+                self.storage
+                    .read_at(&mut bytes, table + within)
+                    .map_err(|e| Error::io("reading an L2 table", e))?;
+                if self.table(l1_index)? == Some(table) {
+                    break;
+                }
+            }
             for (word, raw) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
                 *word = u64::from_be_bytes(*raw);
             }
@@ -156,12 +168,11 @@ impl Image {
     fn check_slice(&self, number: u64, words: &[u64]) -> Result<()> {
         let Some(writer) = &self.writer else { return Ok(()) };
         let geometry = self.rules.geometry;
-        let allocator = writer.allocator.lock();
         for word in words.iter().step_by(index(geometry.entry_size() / 8)) {
             let host = word & OFFSET;
             if word & super::layout::COMPRESSED == 0
                 && host != 0
-                && allocator.is_metadata(geometry.host_cluster(HostOffset(host)))
+                && writer.metadata.contains(geometry.host_cluster(HostOffset(host)))
             {
                 return Err(Error::corrupt(format!(
                     "an L2 entry of slice {number} points to the image's own tables at {host:#x}; run a check"
@@ -193,8 +204,10 @@ impl Writer {
         }
         Ok(Self {
             locks: Locks::new(geometry),
+            metadata: allocator.metadata(),
             allocator: Mutex::new(allocator),
             l1_dirty: Mutex::default(),
+            l1_sent: Mutex::default(),
             frees: Mutex::default(),
             written: AtomicBool::new(false),
             commit: Commit::default(),
@@ -212,11 +225,16 @@ fn clear_autoclear(storage: &dyn Storage) -> Result<()> {
         .map_err(|e| Error::io("clearing the autoclear features", e))
 }
 
-/// Reads L1 and checks its entries. Entries past the end of the disk are kept and never used.
-pub(super) fn read_l1(header: &Header, storage: &dyn Storage) -> Result<Vec<u64>> {
-    let mut bytes = vec![0; header.l1_entries * 8];
-    storage.read_at(&mut bytes, header.l1_offset).map_err(|e| Error::io("reading the L1 table", e))?;
-    let l1: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
+/// Reads an L1 table as it is.
+pub(super) fn read_l1(offset: HostOffset, entries: usize, storage: &dyn Storage) -> Result<Vec<u64>> {
+    let mut bytes = vec![0; entries * 8];
+    storage.read_at(&mut bytes, offset).map_err(|e| Error::io("reading an L1 table", e))?;
+    Ok(bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect())
+}
+
+/// Reads the disk's L1 table and checks its entries. Entries past the end of the disk are kept and never used.
+fn checked_l1(header: &Header, storage: &dyn Storage) -> Result<Vec<u64>> {
+    let l1 = read_l1(header.l1_offset, header.l1_entries, storage)?;
     let end = storage.len().map_err(|e| Error::io("reading the image's length", e))?;
     for (l1_index, word) in l1.iter().enumerate() {
         table_offset(*word, l1_index, &header.geometry, end)?;

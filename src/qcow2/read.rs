@@ -61,13 +61,13 @@ impl Image {
         Ok(())
     }
 
-    /// The run that starts at `at`, which must lie inside the disk.
+    /// The run that starts at `at`, which must lie inside the disk, followed for at most `limit` bytes (at least 1).
     ///
     /// # Errors
     /// `Invalid` outside of the disk; `Corrupt`; the host's.
-    pub fn extent(&self, at: GuestOffset) -> Result<Extent> {
+    pub fn extent(&self, at: GuestOffset, limit: u64) -> Result<Extent> {
         self.check_range(at, 1)?;
-        let limit = (self.virtual_size() - at.0).min(LONGEST_EXTENT);
+        let limit = (self.virtual_size() - at.0).min(limit).min(LONGEST_EXTENT);
         let Some(writer) = &self.writer else { return self.run(at, limit) };
         let limit = writer.locks.batch(at, limit);
         let _shared = writer.locks.share(at, limit);
@@ -95,7 +95,14 @@ impl Image {
     fn piece(&self, at: GuestOffset, limit: u64) -> Result<Extent> {
         let geometry = self.rules.geometry;
         let within = geometry.within_cluster(at);
-        match self.mapping(geometry.cluster_of(at))? {
+        let cluster = geometry.cluster_of(at);
+        if self.table(geometry.l1_index(cluster))?.is_none()
+            && self.tables.entry(geometry.slice_of(cluster).0, 0).is_none()
+        {
+            let table_bytes = geometry.table_entries() << geometry.cluster_bits;
+            return Ok(Extent { len: (table_bytes - at.0 % table_bytes).min(limit), source: Source::Below });
+        }
+        match self.mapping(cluster)? {
             Mapping::Compressed(_) => {
                 Ok(Extent { len: (geometry.cluster_size() - within).min(limit), source: Source::Compressed })
             }

@@ -122,6 +122,11 @@ impl Refcounts {
         (self.geometry.cluster_size() * 8) >> self.width.order
     }
 
+    /// Bytes of one block: a cluster.
+    pub(super) fn block_size(&self) -> u64 {
+        self.geometry.cluster_size()
+    }
+
     fn split(&self, cluster: HostCluster) -> (usize, usize) {
         (index(cluster.0 / self.per_block()), index(cluster.0 % self.per_block()))
     }
@@ -156,6 +161,21 @@ impl Refcounts {
         let (number, at) = self.split(cluster);
         let width = self.width;
         Ok(self.block(number, storage)?.map_or(0, |block| width.get(&block.bytes, at)))
+    }
+
+    /// The first cluster from `from` on with a count of zero, or that no block covers.
+    pub(super) fn first_zero(&mut self, from: HostCluster, storage: &dyn Storage) -> Result<HostCluster> {
+        let (width, per_block) = (self.width, self.per_block());
+        let (mut number, mut at) = self.split(from);
+        loop {
+            let Some(block) = self.block(number, storage)? else { break };
+            if let Some(free) = (at..index(per_block)).find(|at| width.get(&block.bytes, *at) == 0) {
+                at = free;
+                break;
+            }
+            (number, at) = (number + 1, 0);
+        }
+        Ok(HostCluster(length(number) * per_block + length(at)))
     }
 
     /// Sets the count of a cluster that a block covers; on disk after [`Refcounts::write_dirty`].

@@ -5,14 +5,15 @@
 //! are damaged, new ones are built behind the file's end and the header is switched to them by one write.
 
 use super::allocator::refcount_table_field;
-use super::check::{CheckReport, Survey, survey};
+use super::check::{CheckReport, Survey, each_count, survey};
+use super::header::MAX_REFCOUNT_TABLE;
+use super::image::is_owned;
 use super::layout::{RawHeader, incompatible};
-use super::refcounts::{Refcounts, Width};
-use super::references::References;
+use super::refcounts::Refcounts;
 use crate::error::{Error, Kind, Result};
 use crate::storage::Storage;
 use crate::units::{HostCluster, HostOffset, index, length};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Gives leaked clusters back and corrects refcounts. Returns the report of a check made afterwards.
@@ -33,134 +34,141 @@ pub fn repair(storage: Arc<dyn Storage>) -> Result<CheckReport> {
         ));
     }
     let stale = found.header.incompatible & (incompatible::DIRTY | incompatible::CORRUPT) != 0;
-    if found.differences.is_empty() && found.copied.is_empty() && !stale {
+    if found.report.is_consistent() && found.report.leaks == 0 && found.copied.is_empty() && !stale {
         return Ok(found.report);
     }
     if needs_new_structures(&found) {
         rebuild(&found, &*storage)?;
     } else {
-        recount(&mut found, &*storage, |stored, right| stored < right)?;
+        raise(&mut found, &*storage)?;
     }
-    for (place, word) in &found.copied {
-        put(&*storage, &word.to_be_bytes(), *place)?;
-    }
-    sync(&*storage)?;
+    set_copied(&found, &*storage, false)?;
     let mut found = survey(&*storage)?;
-    recount(&mut found, &*storage, |stored, right| stored > right)?;
-    clear_marks(&found, &*storage)?;
-    sync(&*storage)?;
-    survey(&*storage).map(|survey| survey.report)
+    give_leaks_back(&mut found, &*storage)?;
+    set_copied(&found, &*storage, true)?;
+    let found = survey(&*storage)?;
+    clear_marks(found, &*storage)
 }
 
-/// Whether a count that has to be raised has no place in the stored structures.
+/// Whether the stored structures are damaged themselves, or lack a place for a count that has to be raised.
 fn needs_new_structures(found: &Survey) -> bool {
-    let table = found.refcounts.table();
-    let overlap = table
-        .iter()
-        .any(|entry| *entry != 0 && found.references.get(*entry >> found.header.geometry.cluster_bits) != 1);
-    overlap
-        || found
-            .differences
-            .iter()
-            .any(|(cluster, stored, right)| stored < right && !found.refcounts.covers(HostCluster(*cluster)))
+    let overlap = |entry: &u64| found.references.get(*entry >> found.header.geometry.cluster_bits) != 1;
+    found.bad_blocks
+        || found.refcounts.table().iter().filter(|entry| **entry != 0).any(overlap)
+        || found.references.iter().any(|(cluster, _)| !found.refcounts.covers(HostCluster(cluster)))
 }
 
-/// Sets the counts that `which` picks, by stored and right value.
-fn recount(found: &mut Survey, storage: &dyn Storage, which: impl Fn(u64, u64) -> bool) -> Result<()> {
-    for (cluster, stored, right) in &found.differences {
-        if which(*stored, *right) {
-            found.refcounts.set(HostCluster(*cluster), *right, storage)?;
+/// Raises counts that are too low; durable when it returns.
+fn raise(found: &mut Survey, storage: &dyn Storage) -> Result<()> {
+    for (cluster, times) in found.references.iter() {
+        if found.refcounts.get(HostCluster(cluster), storage)? < times {
+            found.refcounts.set(HostCluster(cluster), times, storage)?;
         }
     }
-    if found.refcounts.write_dirty(storage)? {
-        sync(storage)?;
+    found.refcounts.write_dirty(storage)?;
+    sync(storage)
+}
+
+/// Lowers counts that are too high; durable when it returns.
+fn give_leaks_back(found: &mut Survey, storage: &dyn Storage) -> Result<()> {
+    let references = &found.references;
+    each_count(&mut found.refcounts, storage, |refcounts, cluster, stored| {
+        let right = references.get(cluster.0);
+        if stored > right { refcounts.set(cluster, right, storage) } else { Ok(()) }
+    })?;
+    found.refcounts.write_dirty(storage)?;
+    sync(storage)
+}
+
+/// Corrects COPIED bits: takes them away while counts are still too high, sets them once the counts are exact.
+fn set_copied(found: &Survey, storage: &dyn Storage, set: bool) -> Result<()> {
+    for (place, word) in found.copied.iter().filter(|(_, word)| is_owned(*word) == set) {
+        put(storage, &word.to_be_bytes(), *place)?;
     }
-    Ok(())
+    sync(storage)
 }
 
 /// New refcount structures behind everything that the file holds.
 fn rebuild(found: &Survey, storage: &dyn Storage) -> Result<()> {
-    let geometry = found.header.geometry;
-    let (size, width) = (geometry.cluster_size(), found.refcounts.width());
+    let size = found.header.geometry.cluster_size();
     let per_block = found.refcounts.per_block();
     let file_len = storage.len().map_err(|e| Error::io("reading the image's length", e))?;
     let start = found.references.end().max(file_len.div_ceil(size));
-    let mut references = References::default();
-    found.references.iter().for_each(|(cluster, times)| {
-        references.add(cluster..cluster + 1, u32::try_from(times).unwrap_or(u32::MAX));
-    });
-    let mut blocks = numbers_of_blocks(&references, per_block);
-    let mut table_clusters = 1;
-    loop {
-        let (len, last) =
-            (length(blocks.len()) + table_clusters, blocks.keys().next_back().map_or(0, |last| last + 1));
-        (start / per_block..=(start + len) / per_block).for_each(|number| {
-            blocks.entry(number).or_default();
-        });
-        let wanted = (blocks.keys().next_back().map_or(0, |last| last + 1).max(last) * 8).div_ceil(size);
-        if length(blocks.len()) + table_clusters == len && wanted <= table_clusters {
-            break;
+    let layout = layout(found, start)?;
+    let mut table = vec![0_u64; index(layout.table_clusters * size / 8)];
+    for (n, number) in (0_u64..).zip(&layout.blocks) {
+        let place = (start + n) * size;
+        table[index(*number)] = place;
+        let mut block = vec![0; index(size)];
+        let own = (start..start + layout.clusters()).map(|cluster| (cluster, 1));
+        let counts = number * per_block..(number + 1) * per_block;
+        for (cluster, times) in found.references.range(counts.clone()).chain(own) {
+            if counts.contains(&cluster) {
+                if times > found.refcounts.width().max() {
+                    return Err(Error::unsupported(format!(
+                        "{times} references do not fit the image's refcount width"
+                    )));
+                }
+                found.refcounts.width().set(&mut block, index(cluster % per_block), times);
+            }
         }
-        table_clusters = table_clusters.max(wanted);
+        put(storage, &block, HostOffset(place))?;
     }
-    let total = length(blocks.len()) + table_clusters;
-    references.add(start..start + total, 1);
-    let mut table = vec![0_u64; index(table_clusters * size / 8)];
-    for (n, (number, place)) in blocks.iter_mut().enumerate() {
-        *place = (start + length(n)) * size;
-        table[index(*number)] = *place;
-    }
-    write_blocks(&references, &blocks, per_block, size, width, storage)?;
-    let place = HostOffset((start + length(blocks.len())) * size);
+    let place = HostOffset((start + length(layout.blocks.len())) * size);
     put(storage, &table.iter().flat_map(|entry| entry.to_be_bytes()).collect::<Vec<u8>>(), place)?;
     sync(storage)?;
     let clusters =
-        u32::try_from(table_clusters).map_err(|_| Error::corrupt("the refcount table is too long"))?;
+        u32::try_from(layout.table_clusters).map_err(|_| Error::corrupt("the refcount table is too long"))?;
     let field = [&place.0.to_be_bytes()[..], &clusters.to_be_bytes()].concat();
     put(storage, &field, HostOffset(refcount_table_field()))?;
     sync(storage)
 }
 
-/// The blocks that are needed for the clusters in use; places come later.
-fn numbers_of_blocks(references: &References, per_block: u64) -> BTreeMap<u64, u64> {
-    references.iter().map(|(cluster, _)| (cluster / per_block, 0)).collect()
+/// What a rebuild writes, from its first cluster on: the blocks with these numbers, then the table.
+struct Layout {
+    blocks: BTreeSet<u64>,
+    table_clusters: u64,
 }
 
-fn write_blocks(
-    references: &References,
-    blocks: &BTreeMap<u64, u64>,
-    per_block: u64,
-    size: u64,
-    width: Width,
-    storage: &dyn Storage,
-) -> Result<()> {
-    let mut bytes: BTreeMap<u64, Vec<u8>> =
-        blocks.keys().map(|number| (*number, vec![0; index(size)])).collect();
-    for (cluster, times) in references.iter() {
-        if times > width.max() {
-            return Err(Error::unsupported(format!(
-                "{times} references do not fit the image's refcount width"
-            )));
-        }
-        if let Some(block) = bytes.get_mut(&(cluster / per_block)) {
-            width.set(block, index(cluster % per_block), times);
-        }
+impl Layout {
+    fn clusters(&self) -> u64 {
+        length(self.blocks.len()) + self.table_clusters
     }
-    for (number, block) in bytes {
-        put(storage, &block, HostOffset(blocks.get(&number).copied().unwrap_or(0)))?;
-    }
-    Ok(())
 }
 
-/// The marks of damage and of stale refcounts go last.
-fn clear_marks(found: &Survey, storage: &dyn Storage) -> Result<()> {
+fn layout(found: &Survey, start: u64) -> Result<Layout> {
+    let size = found.header.geometry.cluster_size();
+    let per_block = found.refcounts.per_block();
+    let blocks = found.references.iter().map(|(cluster, _)| cluster / per_block).collect();
+    let mut layout = Layout { blocks, table_clusters: 1 };
+    // The structures count themselves, so more of them may be needed for that: until nothing changes.
+    loop {
+        let clusters = layout.clusters();
+        layout.blocks.extend(start / per_block..=(start + clusters - 1) / per_block);
+        let entries = layout.blocks.last().map_or(0, |last| last + 1);
+        layout.table_clusters = layout.table_clusters.max((entries * 8).div_ceil(size));
+        if layout.table_clusters * size > MAX_REFCOUNT_TABLE {
+            return Err(Error::unsupported(
+                "the file is too long for a refcount table; export what can be read",
+            ));
+        }
+        if layout.clusters() == clusters {
+            return Ok(layout);
+        }
+    }
+}
+
+/// The marks of damage and of stale refcounts go last, and only when no damage is left. Returns the final report.
+fn clear_marks(found: Survey, storage: &dyn Storage) -> Result<CheckReport> {
     let marks = incompatible::DIRTY | incompatible::CORRUPT;
-    if found.header.incompatible & marks == 0 {
-        return Ok(());
+    if found.header.incompatible & marks == 0 || !found.only_marked {
+        return Ok(found.report);
     }
     let place =
         RawHeader::ROWS.iter().find(|row| row.0 == "incompatible_features").map_or(0, |row| length(row.1));
-    put(storage, &(found.header.incompatible & !marks).to_be_bytes(), HostOffset(place))
+    put(storage, &(found.header.incompatible & !marks).to_be_bytes(), HostOffset(place))?;
+    sync(storage)?;
+    survey(storage).map(|survey| survey.report)
 }
 
 fn put(storage: &dyn Storage, bytes: &[u8], at: HostOffset) -> Result<()> {

@@ -6,9 +6,10 @@ use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::units::{HostOffset, MIB, index, length};
 
-/// Largest snapshot table and bitmap table in bytes, as QEMU has them.
+/// Largest snapshot table in bytes, as QEMU has it.
 const MAX_SNAPSHOT_TABLE: u64 = 64 * MIB;
-const MAX_BITMAP_TABLE: u64 = 64 * MIB;
+/// Most bytes of the tables of all bitmaps together: more than a bitmap of every sector of a 16 TiB disk needs.
+const MAX_BITMAP_TABLES: u64 = 8 * MIB;
 /// Extra data that version 3 asks for: the sizes of the VM state and of the disk.
 const LEAST_EXTRA: u64 = 16;
 /// Largest L1 table of a snapshot in bytes.
@@ -55,6 +56,7 @@ pub(super) fn bitmap_clusters(header: &Header, storage: &dyn Storage) -> Result<
     storage.read_at(&mut bytes, directory).map_err(|e| Error::io("reading the bitmap directory", e))?;
     let mut ranges = vec![(directory, size)];
     let mut rest = &bytes[..];
+    let mut total = 0;
     for number in 0..count {
         if rest.len() < RawBitmap::SIZE {
             return Err(Error::corrupt(format!("bitmap {number} lies past the end of the bitmap directory")));
@@ -62,6 +64,10 @@ pub(super) fn bitmap_clusters(header: &Header, storage: &dyn Storage) -> Result<
         let raw = RawBitmap::decode(rest);
         let len = RawBitmap::SIZE + index(u64::from(raw.extra_length)) + usize::from(raw.name_length);
         rest = rest.get(len.next_multiple_of(8)..).unwrap_or(&[]);
+        total += u64::from(raw.table_size) * 8;
+        if total > MAX_BITMAP_TABLES {
+            return Err(Error::corrupt(format!("the tables of all bitmaps have {total} bytes and more")));
+        }
         bitmap_table(header, storage, &raw, &mut ranges)?;
     }
     Ok(ranges)
@@ -74,9 +80,6 @@ fn bitmap_table(
     ranges: &mut Vec<(HostOffset, u64)>,
 ) -> Result<()> {
     let (place, size) = (HostOffset(raw.table_offset), u64::from(raw.table_size) * 8);
-    if size > MAX_BITMAP_TABLE {
-        return Err(Error::corrupt(format!("a bitmap table has {size} bytes")));
-    }
     check_inside(storage, place, size, "a bitmap table")?;
     ranges.push((place, size));
     let mut bytes = vec![0; index(size)];
@@ -84,6 +87,10 @@ fn bitmap_table(
     for word in bytes.as_chunks::<8>().0 {
         let host = u64::from_be_bytes(*word) & OFFSET;
         if host != 0 {
+            check_inside(storage, HostOffset(host), 1, "a cluster of a bitmap")?;
+            if !header.geometry.is_aligned(host) {
+                return Err(Error::corrupt(format!("a bitmap points into a cluster, to {host:#x}")));
+            }
             ranges.push((HostOffset(host), header.geometry.cluster_size()));
         }
     }

@@ -43,37 +43,38 @@ impl Image {
         let _shared = writer.locks.share(at, len);
         let mut done = 0;
         while done < len {
-            let Some(host) = self.own_bytes(at + done)? else { break };
-            let extent = self.owned_run(at + done, len - done)?;
-            self.put_data(writer, &data[index(done)..index(done + extent)], host)?;
-            done += extent;
+            let Some((host, run)) = self.owned_run(at + done, len - done)? else { break };
+            self.put_data(writer, &data[index(done)..index(done + run)], host)?;
+            done += run;
         }
         Ok(done)
     }
 
-    /// Where a byte is stored, if it may be overwritten there.
-    fn own_bytes(&self, at: GuestOffset) -> Result<Option<HostOffset>> {
-        let geometry = self.rules.geometry;
-        let within = geometry.within_cluster(at);
-        match self.mapping(geometry.cluster_of(at))? {
-            Mapping::Standard(Standard { host: Some(host), owned: true, allocated, .. })
-                if allocated >> (within >> geometry.subcluster_bits) & 1 != 0 =>
-            {
-                Ok(Some(host + within))
+    /// Where the bytes from `at` on are stored, and how many lie there in a row, if they may be overwritten there.
+    fn owned_run(&self, at: GuestOffset, limit: u64) -> Result<Option<(HostOffset, u64)>> {
+        let Some((host, mut len)) = self.owned_piece(at, limit)? else { return Ok(None) };
+        while len < limit {
+            match self.owned_piece(at + len, limit - len)? {
+                Some((next, more)) if next == host + len => len += more,
+                _ => break,
             }
-            _ => Ok(None),
         }
+        Ok(Some((host, len)))
     }
 
-    /// The length of the run of owned bytes from `at` on, whose first byte is owned.
-    fn owned_run(&self, at: GuestOffset, limit: u64) -> Result<u64> {
+    /// The part of an owned run that lies in one cluster.
+    fn owned_piece(&self, at: GuestOffset, limit: u64) -> Result<Option<(HostOffset, u64)>> {
         let geometry = self.rules.geometry;
-        let len = self.run(at, limit)?.len;
-        let mut owned = (geometry.cluster_size() - geometry.within_cluster(at)).min(len);
-        while owned < len && self.own_bytes(at + owned)?.is_some() {
-            owned = (owned + geometry.cluster_size()).min(len);
-        }
-        Ok(owned)
+        let within = geometry.within_cluster(at);
+        let Mapping::Standard(Standard { host: Some(host), owned: true, allocated, .. }) =
+            self.mapping(geometry.cluster_of(at))?
+        else {
+            return Ok(None);
+        };
+        let first = within >> geometry.subcluster_bits;
+        let count = u64::from((allocated >> first).trailing_ones());
+        let end = ((first + count) << geometry.subcluster_bits).min(geometry.cluster_size());
+        Ok((count > 0).then(|| (host + within, (end - within).min(limit))))
     }
 
     /// Writes inside one cluster whose entry has to change.
@@ -150,6 +151,8 @@ impl Image {
     ) -> Result<()> {
         let geometry = self.rules.geometry;
         let cluster = geometry.cluster_of(at);
+        // Bits past the end of the disk, which a shrunk image may have, are not carried over.
+        let stored = stored & self.whole_cluster(cluster);
         let fresh = self.allocate(writer)?;
         self.fill(writer, stored, data, at, geometry.host_start(fresh.cluster()), below)?;
         let zero = match old {
@@ -185,15 +188,17 @@ impl Image {
             stored &= !(u32::MAX >> (32 - count) << first);
             let from = u64::from(first) << geometry.subcluster_bits;
             let start = cluster_start + from;
-            let end = (start.0 + (u64::from(count) << geometry.subcluster_bits)).min(self.virtual_size());
+            let full = u64::from(count) << geometry.subcluster_bits;
+            let end = (start.0 + full).min(self.virtual_size());
             let data_end = at.0 + length(data.len());
-            if at <= start && end <= data_end {
+            if at <= start && end <= data_end && start.0 + full == end {
                 let covered = &data[index(start - at)..index(end - at.0)];
                 self.put_data(writer, covered, host + from)?;
                 continue;
             }
-            let mut bytes = vec![0; index(end - start.0)];
-            self.read_runs(&mut bytes, start, below)?;
+            // Behind the end of the disk zeros are written: a larger disk must not show old bytes there.
+            let mut bytes = vec![0; index(full)];
+            self.read_runs(&mut bytes[..index(end - start.0)], start, below)?;
             let (copy_from, copy_to) = (start.max(at), GuestOffset(end.min(data_end)));
             if copy_from < copy_to {
                 bytes[index(copy_from - start)..index(copy_to - start)]
@@ -242,14 +247,14 @@ impl Image {
         }
         let place = geometry.host_start(fresh.cluster());
         self.put_data(writer, &bytes, place)?;
-        writer.allocator.lock().add_metadata(fresh.cluster());
+        writer.metadata.insert(fresh.cluster());
         self.l1[l1_index].store(place.0 | COPIED, Ordering::Release);
         dirty.insert(l1_index);
         fresh.keep();
         drop(dirty);
         if let Some(old) = old {
             let cluster = geometry.host_cluster(old);
-            writer.allocator.lock().remove_metadata(cluster);
+            writer.metadata.remove(cluster);
             writer.frees.lock().cluster(cluster);
         }
         Ok(())

@@ -103,7 +103,7 @@ impl Image {
     }
 
     /// The bits of all subclusters of a cluster that lie inside the disk.
-    fn whole_cluster(&self, cluster: GuestCluster) -> u32 {
+    pub(super) fn whole_cluster(&self, cluster: GuestCluster) -> u32 {
         let geometry = self.rules.geometry;
         let len = geometry.cluster_size().min(self.virtual_size() - geometry.start_of(cluster).0);
         geometry.touched(0, len)

@@ -64,9 +64,12 @@ impl Storage for HostFile {
             return Ok(());
         }
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        match fallocate(&self.file, mode, signed(at.0)?, signed(end - at.0)?) {
-            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => write_zeros(self, at, end - at.0),
-            other => Ok(other?),
+        loop {
+            match fallocate(&self.file, mode, signed(at.0)?, signed(end - at.0)?) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return write_zeros(self, at, end - at.0),
+                other => return Ok(other?),
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::{Run, Storage};
 use crate::units::HostOffset;
+use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,13 +17,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Latch {
     inner: Arc<dyn Storage>,
     closed: AtomicBool,
+    /// The kernel reports a lost page to one sync only: a second one must see the latch closed.
+    syncing: Mutex<()>,
 }
 
 impl Latch {
     /// Guards `inner`.
     #[must_use]
     pub fn new(inner: Arc<dyn Storage>) -> Self {
-        Self { inner, closed: AtomicBool::new(false) }
+        Self { inner, closed: AtomicBool::new(false), syncing: Mutex::new(()) }
     }
 
     /// Whether an earlier failure closed the latch.
@@ -68,6 +71,7 @@ impl Storage for Latch {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let _one_at_a_time = self.syncing.lock();
         self.change(|inner| inner.sync(), false)
     }
 
