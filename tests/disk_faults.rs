@@ -280,8 +280,7 @@ impl Drop for Small {
 #[test]
 fn a_file_system_that_is_really_full_loses_no_acknowledged_write() {
     let small = Small::new("3m");
-    let (path, ballast) = (small.0.path().join("t.qcow2"), small.0.path().join("ballast"));
-    std::fs::write(&ballast, vec![1; 512 << 10]).unwrap();
+    let path = small.0.path().join("t.qcow2");
     let storage = common::images::new_file(&path);
     create(&*storage, &CreateOptions::new(8 << 20)).unwrap();
     storage.sync().unwrap();
@@ -297,12 +296,9 @@ fn a_file_system_that_is_really_full_loses_no_acknowledged_write() {
         }
     }
     assert!((2..100).contains(&kept.len()), "the file system took {} writes", kept.len());
-    // The flush may need blocks for tables, and say that there are none; it may not lose anything then.
-    if let Err(error) = disk.flush() {
-        assert_eq!(error.kind(), Kind::NoSpace, "{error}");
-    }
-    std::fs::remove_file(ballast).unwrap();
+    // Whatever a flush needs was set aside by the writes.
     disk.flush().unwrap();
+    // Room comes from the disk itself.
     disk.discard(GuestOffset(0), 128 << 10).unwrap();
     disk.flush().unwrap();
     disk.write(&vec![0xaa; 64 << 10], GuestOffset(7 << 20)).unwrap();

@@ -139,6 +139,13 @@ impl Allocator {
             }
         }
         self.cursor = end;
+        // Written at once, and durable with the next commit: a full host fails this allocation, and no commit.
+        if let Err(error) = self.refcounts.write_dirty(storage) {
+            for cluster in (start..end).map(HostCluster) {
+                self.release(cluster, storage)?;
+            }
+            return Err(error);
+        }
         Ok(start..end)
     }
 

@@ -32,6 +32,8 @@ struct State {
     dirty: bool,
     writing: bool,
     evicted: bool,
+    /// Whether the host holds bytes for the slice, so that writing it needs no further space.
+    backed: bool,
 }
 
 impl Slice {
@@ -40,7 +42,7 @@ impl Slice {
             index,
             words: words.iter().map(|word| AtomicU64::new(*word)).collect(),
             words_per_entry,
-            state: Mutex::new(State::default()),
+            state: Mutex::new(State { backed: words.iter().any(|word| *word != 0), ..State::default() }),
             used: AtomicBool::new(true),
         }
     }
@@ -144,18 +146,30 @@ impl Tables {
     }
 
     /// Changes an entry. `false`: the slice was evicted meanwhile, and must be looked up again.
-    #[must_use = "an evicted slice takes no change"]
-    pub(super) fn publish(&self, slice: &Arc<Slice>, entry: usize, raw: RawEntry) -> bool {
+    ///
+    /// The first change of a slice of zeros, which may be a hole of the file, calls `back` with its bytes as they are:
+    /// a full host then fails the change, and not the commit that everybody depends on.
+    pub(super) fn publish(
+        &self,
+        slice: &Arc<Slice>,
+        entry: usize,
+        raw: RawEntry,
+        back: impl FnOnce(&[u8]) -> Result<()>,
+    ) -> Result<bool> {
         let mut state = slice.state.lock();
         if state.evicted {
-            return false;
+            return Ok(false);
+        }
+        if !state.backed {
+            back(&slice.bytes())?;
+            state.backed = true;
         }
         slice.set(entry, raw);
         if !state.dirty {
             state.dirty = true;
             self.push_dirty(slice);
         }
-        true
+        Ok(true)
     }
 
     /// Takes a snapshot of every dirty slice, in the order of the disk. Each is held in memory until

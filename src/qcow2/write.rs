@@ -225,8 +225,18 @@ impl Image {
     ) -> Result<()> {
         let (number, entry) = self.rules.geometry.slice_of(cluster);
         self.own_table(writer, self.rules.geometry.l1_index(cluster))?;
-        while !self.tables.publish(&self.slice(number)?, entry, self.rules.encode(new)) {}
+        let back = |bytes: &[u8]| self.back_slice(writer, number, bytes);
+        while !self.tables.publish(&self.slice(number)?, entry, self.rules.encode(new), back)? {}
         Ok(())
+    }
+
+    /// Writes a slice of zeros over what is zeros, for the host to set space aside.
+    fn back_slice(&self, writer: &Writer, number: u64, bytes: &[u8]) -> Result<()> {
+        let (l1_index, within) = self.rules.geometry.slice_place(number);
+        match self.table(l1_index)? {
+            Some(table) => self.put_data(writer, bytes, table + within),
+            None => Ok(()),
+        }
     }
 
     /// Gives an L1 entry a table of its own: a new one, or a copy of one that a snapshot shares.
