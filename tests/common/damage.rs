@@ -205,6 +205,7 @@ fn extensions() -> Vec<Damage> {
             put(f, l.extensions, 4, 0x2385_2875);
             put(f, 88, 8, 1)
         };
+        "extension: the end mark has a length past the area", "v2", |f, l| put(f, l.extensions + 4, 4, 70_000);
         "backing name: a line feed", "plain", |f, _| { let at = get(f, 8, 8) as usize; f[at + 1] = b'\n' };
         "backing name: a zero byte", "plain", |f, _| { let at = get(f, 8, 8) as usize; f[at + 1] = 0 };
         "backing name: no UTF-8", "plain", |f, _| { let at = get(f, 8, 8) as usize; f[at + 1] = 0xff };
@@ -307,6 +308,7 @@ fn snapshots_and_length() -> Vec<Damage> {
         "snapshot: name past the table", "plain", |f, l| put(f, l.snapshots + 14, 2, 0xffff);
         "snapshot: 4 GiB of extra data", "plain", |f, l| put(f, l.snapshots + 36, 4, 0xffff_ffff);
         "snapshot: 64 KiB of extra data", "plain", |f, l| put(f, l.snapshots + 36, 4, 65536);
+        "snapshot: table unaligned, though there are none", "v2", |f, _| put(f, 64, 8, 0x1234);
         "file: no byte", "plain", |f, _| f.clear();
         "file: 3 bytes", "plain", |f, _| f.truncate(3);
         "file: 71 bytes", "plain", |f, _| f.truncate(71);
