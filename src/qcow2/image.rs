@@ -1,12 +1,13 @@
 //! An open image: its parts, and the look-up of entries.
 
-use super::allocator::{Allocator, Metadata};
+use super::allocator::Allocator;
 use super::commit::{Commit, Frees};
 use super::compressed::Unpacked;
 use super::entry::{Mapping, RawEntry, Rules, table_offset};
 use super::header::Header;
 use super::layout::{COPIED, OFFSET, RawHeader, incompatible};
 use super::locks::Locks;
+use super::metadata::Metadata;
 use super::tables::{Slice, Tables};
 use super::{BackingName, Identity, OpenOptions};
 use crate::error::{Error, Kind, Result};

@@ -9,28 +9,33 @@ mod entry;
 mod extensions;
 mod fresh;
 mod geometry;
+mod growth;
 mod header;
 mod image;
 pub mod layout;
 mod locks;
+mod metadata;
 mod read;
 mod refcounts;
 mod references;
 mod repair;
+mod report;
 mod snapshots;
 mod tables;
+mod walk;
 mod write;
 mod zero;
 
 use crate::error::Result;
 use crate::units::{GuestOffset, HostOffset};
 
-pub use check::{CheckReport, check};
+pub use check::check;
 pub use create::create;
 pub use geometry::Geometry;
 pub use header::{Compression, Header};
 pub use image::Image;
 pub use repair::repair;
+pub use report::CheckReport;
 
 /// How an image is opened.
 #[derive(Clone, Copy, Debug)]

@@ -4,12 +4,14 @@
 //! Then COPIED bits are corrected, and only then are leaks given back. Where the refcount structures themselves
 //! are damaged, new ones are built behind the file's end and the header is switched to them by one write.
 
-use super::allocator::refcount_table_field;
-use super::check::{CheckReport, Survey, each_count, survey};
+use super::check::{Survey, survey};
+use super::growth::refcount_table_field;
 use super::header::MAX_REFCOUNT_TABLE;
 use super::image::is_owned;
 use super::layout::{RawHeader, incompatible};
 use super::refcounts::Refcounts;
+use super::report::CheckReport;
+use super::walk::each_count;
 use crate::error::{Error, Kind, Result};
 use crate::storage::Storage;
 use crate::units::{HostCluster, HostOffset, index, length};
