@@ -1,6 +1,7 @@
 # make demo     one base, two clones, two virtual machines at once; installs what is missing first
 # make test     everything that must pass; installs what is missing first
 # make build    the release binary
+# make bench    the benchmarks of docs/benchmarks.md; take a quiet machine
 # make install  binary, completions and manual pages below PREFIX (default /usr/local)
 # make clean    what was built, and the demo's store
 
@@ -13,7 +14,7 @@ BINARY := $(TARGET)/release/cowshed
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .NOTPARALLEL:
-.PHONY: build setup guest lint test demo install clean
+.PHONY: build setup guest lint test demo bench install clean
 
 build:
 	$(CARGO) build --release --locked
@@ -40,6 +41,10 @@ test: setup guest lint
 
 demo: setup build guest
 	@COWSHED=$(abspath $(BINARY)) tests/tools/demo.sh $(abspath $(TARGET))/demo
+
+bench: setup build
+	COWSHED=$(abspath $(BINARY)) tests/bench/clones.sh
+	COWSHED=$(abspath $(BINARY)) tests/bench/view.sh
 
 install:
 	@test -x $(BINARY) || { echo "there is no $(BINARY) yet: run make build first" >&2; exit 1; }
