@@ -22,7 +22,8 @@ const SECTOR: usize = 512;
 fn written(base: Option<Vec<u8>>) -> (TempDir, PathBuf, Vec<u8>) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("clone.qcow2");
-    let mut options = CreateOptions { cluster_bits: 16, extended_l2: false, ..CreateOptions::new(SIZE as u64) };
+    let mut options =
+        CreateOptions { cluster_bits: 16, extended_l2: false, ..CreateOptions::new(SIZE as u64) };
     if let Some(base) = &base {
         std::fs::write(folder.path().join("base.raw"), base).unwrap();
         options.backing = Some(BackingName { file: "base.raw".into(), format: Some("raw".into()) });
@@ -53,7 +54,8 @@ fn read_by_imago(path: &Path) -> Vec<u8> {
     use imago::file::File;
     use imago::qcow2::Qcow2;
     use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate};
-    let image = Qcow2::<File>::builder_path(path).write(false).open(PermissiveImplicitOpenGate::default()).unwrap();
+    let image =
+        Qcow2::<File>::builder_path(path).write(false).open(PermissiveImplicitOpenGate::default()).unwrap();
     let mut bytes = vec![0xee; SIZE];
     FormatAccess::new(image).read(&mut bytes[..], 0).unwrap();
     bytes

@@ -31,13 +31,13 @@ pub(super) fn parse_extensions(mut area: &[u8], autoclear: u64) -> Result<Extens
     let mut seen = Vec::new();
     while area.len() >= RawExtension::SIZE {
         let head = RawExtension::decode(area);
-        if head.kind == extension::END {
-            return Ok(found);
-        }
         let len = index(u64::from(head.length));
         let body = area.get(RawExtension::SIZE..).and_then(|rest| rest.get(..len)).ok_or_else(|| {
             Error::corrupt(format!("header extension {:#010x} reaches out of its area", head.kind))
         })?;
+        if head.kind == extension::END {
+            return Ok(found);
+        }
         if seen.len() >= MOST_EXTENSIONS {
             return Err(Error::corrupt(format!("the header has more than {MOST_EXTENSIONS} extensions")));
         }

@@ -278,10 +278,10 @@ fn backing_file(raw: &RawHeader, first: &[u8]) -> Result<Option<(u64, String)>> 
 
 /// A table lies on a cluster border, behind the header's cluster and inside the file.
 fn check_table(what: &str, at: u64, bytes: u64, geometry: Geometry, file_len: u64) -> Result<()> {
-    if bytes == 0 {
+    let end = at.checked_add(bytes);
+    if bytes == 0 && geometry.is_aligned(at) {
         return Ok(());
     }
-    let end = at.checked_add(bytes);
     if at == 0 || !geometry.is_aligned(at) || end.is_none_or(|end| end > file_len) {
         return Err(Error::corrupt(format!(
             "the {what} ({bytes} bytes at {at:#x}) does not lie on a cluster border inside the file of {file_len} bytes"
