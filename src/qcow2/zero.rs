@@ -1,9 +1,9 @@
 //! Ranges made to read as zeros, and the space they held given back.
 
-use super::Below;
 use super::entry::{Mapping, Standard};
 use super::image::{Image, Writer};
 use super::locks::Exclusive;
+use super::{Below, Source};
 use crate::error::Result;
 use crate::units::{GuestCluster, GuestOffset, index, length};
 
@@ -133,5 +133,23 @@ impl Image {
             done += step;
         }
         Ok(())
+    }
+
+    /// Whether a run is zeros or, with nothing below, nothing.
+    fn reads_as_zeros(&self, at: GuestOffset, len: u64, below: &dyn Below) -> Result<bool> {
+        let mut done = 0;
+        while done < len {
+            let run = self.run(at + done, len - done)?;
+            let zero = match run.source {
+                Source::Zero { .. } => true,
+                Source::Below => at.0 + done >= below.size(),
+                Source::Data(_) | Source::Compressed => false,
+            };
+            if !zero {
+                return Ok(false);
+            }
+            done += run.len;
+        }
+        Ok(true)
     }
 }

@@ -1,0 +1,99 @@
+//! Entries changed in memory, and the clusters they take and leave.
+
+use super::entry::{Mapping, Standard};
+use super::fresh::Fresh;
+use super::image::{Image, Writer, is_owned};
+use super::layout::{COPIED, OFFSET};
+use super::locks::Exclusive;
+use crate::error::{Error, Kind, Result};
+use crate::storage::Storage;
+use crate::units::{GuestCluster, index};
+use std::sync::atomic::Ordering;
+
+impl Image {
+    /// Changes a cluster's entry in memory. Its bytes are written already; its clusters are counted already.
+    pub(super) fn publish(
+        &self,
+        writer: &Writer,
+        _exclusive: &Exclusive<'_>,
+        cluster: GuestCluster,
+        new: Standard,
+    ) -> Result<()> {
+        let (number, entry) = self.rules.geometry.slice_of(cluster);
+        self.own_table(writer, self.rules.geometry.l1_index(cluster))?;
+        let back = |bytes: &[u8]| self.back_slice(writer, number, bytes);
+        while !self.tables.publish(&self.slice(number)?, entry, self.rules.encode(new), back)? {}
+        Ok(())
+    }
+
+    /// Writes a slice of zeros over what is zeros, for the host to set space aside.
+    fn back_slice(&self, writer: &Writer, number: u64, bytes: &[u8]) -> Result<()> {
+        let (l1_index, within) = self.rules.geometry.slice_place(number);
+        match self.table(l1_index)? {
+            Some(table) => self.put_data(writer, bytes, table + within),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives an L1 entry a table of its own: a new one, or a copy of one that a snapshot shares.
+    fn own_table(&self, writer: &Writer, l1_index: usize) -> Result<()> {
+        if is_owned(self.l1[l1_index].load(Ordering::Acquire)) {
+            return Ok(());
+        }
+        let mut dirty = writer.l1_dirty.lock();
+        if is_owned(self.l1[l1_index].load(Ordering::Acquire)) {
+            return Ok(());
+        }
+        let geometry = self.rules.geometry;
+        let old = self.table(l1_index)?;
+        let fresh = self.allocate(writer)?;
+        let mut bytes = vec![0; index(geometry.cluster_size())];
+        if let Some(old) = old {
+            self.storage.read_at(&mut bytes, old).map_err(|e| Error::io("copying an L2 table", e))?;
+        }
+        let place = geometry.host_start(fresh.cluster());
+        self.put_data(writer, &bytes, place)?;
+        writer.metadata.insert(fresh.cluster());
+        self.l1[l1_index].store(place.0 | COPIED, Ordering::Release);
+        dirty.insert(l1_index);
+        fresh.keep();
+        drop(dirty);
+        if let Some(old) = old {
+            let cluster = geometry.host_cluster(old);
+            writer.metadata.remove(cluster);
+            writer.frees.lock().cluster(cluster);
+        }
+        Ok(())
+    }
+
+    /// A host cluster that goes back unless it is kept.
+    pub(super) fn allocate<'a>(&self, writer: &'a Writer) -> Result<Fresh<'a>> {
+        let cluster = writer.allocator.lock().allocate(&self.storage)?;
+        let end = self.rules.geometry.host_start(cluster) + self.cluster_size();
+        if end.0 > OFFSET {
+            return Err(Error::new(Kind::NoSpace, "the image file is as large as the format allows"));
+        }
+        self.end.fetch_max(end.0, Ordering::Relaxed);
+        Ok(Fresh::new(&writer.allocator, cluster))
+    }
+
+    /// An entry's host clusters lose a reference, once the change of the entry is durable.
+    pub(super) fn free(&self, writer: &Writer, old: Mapping) {
+        let geometry = self.rules.geometry;
+        match old {
+            Mapping::Standard(standard) => {
+                if let Some(host) = standard.host {
+                    writer.frees.lock().cluster(geometry.host_cluster(host));
+                }
+            }
+            Mapping::Compressed(compressed) => {
+                writer.frees.lock().clusters(compressed.host_clusters(&geometry))
+            }
+        }
+    }
+
+    /// Flushes when more L2 slices are dirty than the budget can bear. No lock may be held.
+    pub(super) fn keep_budget(&self) -> Result<()> {
+        if self.tables.wants_flush() { self.flush() } else { Ok(()) }
+    }
+}
