@@ -45,7 +45,8 @@ impl Fingerprint {
         })
     }
 
-    /// The same without the time that new names change.
+    /// The same without the time that new names change. Such a one does not tell a copy with the same times from
+    /// the file itself.
     #[must_use]
     pub fn without_ctime(self) -> Self {
         Self { ctime_ns: None, ..self }
@@ -58,7 +59,7 @@ impl Fingerprint {
         if self.size != now.size {
             words.push(format!("its length was {} bytes and is {} bytes", self.size, now.size));
         }
-        if self.inode != now.inode {
+        if self.ctime_ns.is_some() && self.inode != now.inode {
             words.push("it is another file".to_owned());
         }
         if self.mtime_ns != now.mtime_ns {
@@ -75,7 +76,12 @@ impl Fingerprint {
 /// # Errors
 /// The host's; that it cannot be made immutable is no error.
 pub fn seal(file: &File) -> io::Result<()> {
-    fchmod(file, Mode::from_bits_truncate(0o444))?;
+    let sealed = Mode::from_bits_truncate(0o444);
+    if file.metadata()?.mode() & 0o7777 != sealed.bits() {
+        // The mode of an immutable file cannot be changed. Without the right to clear that, the next line fails.
+        let _ = set_immutable(file, false);
+        fchmod(file, sealed)?;
+    }
     match set_immutable(file, true) {
         Err(error) if cannot(&error) => Ok(()),
         other => other,
