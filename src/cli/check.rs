@@ -43,7 +43,7 @@ pub(super) struct Check {
 /// A clone's report, as `--json` prints it.
 #[derive(Serialize)]
 struct Report {
-    name: Name,
+    name: String,
     errors: u64,
     leaks: u64,
     /// Why the clone cannot be opened or checked.
@@ -69,11 +69,16 @@ impl Check {
     pub(super) fn run(self, context: &Context) -> Outcome {
         let bar = Bar::new()?;
         let store = context.store()?;
+        let mut reports = Vec::new();
         let names = match self.all {
-            true => store.clones()?.into_iter().map(|clone| clone.name).collect(),
+            true => {
+                let survey = store.survey()?;
+                let broken = survey.broken.into_iter().filter(|broken| broken.kind == "clone");
+                reports.extend(broken.map(|broken| Report::refused(broken.name, broken.reason)));
+                survey.clones.into_iter().map(|clone| clone.name).collect()
+            }
             false => self.names.clone(),
         };
-        let mut reports = Vec::new();
         for name in names {
             if bar.cancelled() {
                 return Err(Error::new(Kind::Interrupted, "stopped before all clones were checked").into());
@@ -81,7 +86,7 @@ impl Check {
             reports.push(match self.one(&store, &name) {
                 Ok(report) => report.into(),
                 // One clone that cannot be read does not keep the others from being checked.
-                Err(error) if self.all => Report::refused(name, failure::sentence(&error.into())),
+                Err(error) if self.all => Report::refused(name.to_string(), failure::sentence(&error.into())),
                 Err(error) => return Err(error.into()),
             });
         }
@@ -117,7 +122,7 @@ impl From<CloneReport> for Report {
         let (errors, leaks) = (report.errors(), report.leaks());
         let layers = report.layers.into_iter().map(Layer::from).collect();
         let (refused, refused_checkpoints) = (report.refused, report.refused_checkpoints);
-        Self { name: report.name, errors, leaks, refused, refused_checkpoints, layers }
+        Self { name: report.name.to_string(), errors, leaks, refused, refused_checkpoints, layers }
     }
 }
 
@@ -137,7 +142,7 @@ impl From<LayerReport> for Layer {
 }
 
 impl Report {
-    fn refused(name: Name, reason: String) -> Self {
+    fn refused(name: String, reason: String) -> Self {
         let refused = Some(reason);
         Self { name, errors: 1, leaks: 0, refused, refused_checkpoints: Vec::new(), layers: Vec::new() }
     }

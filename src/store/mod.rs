@@ -43,7 +43,8 @@ pub(crate) use reseal::Refusals;
 pub use scratch::Scratch;
 pub(crate) use sealed::Seal;
 pub use types::{
-    Access, Base, BaseId, Checkpoint, Clone, CloneOptions, DiskFormat, Freed, Overview, Restored, Usage,
+    Access, Base, BaseId, Broken, Checkpoint, Clone, CloneOptions, DiskFormat, Freed, Overview, Restored,
+    Survey, Usage,
 };
 
 /// An open store; cheap to copy, shared by threads.

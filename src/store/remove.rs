@@ -3,7 +3,7 @@
 use super::layout::{BASES, CLONE_DISK, CLONES, base_disk};
 use super::staging::Staging;
 use super::usage;
-use super::{BaseRef, Freed, Name, Store};
+use super::{BaseRef, Freed, Name, Store, Target};
 use crate::error::{Error, Kind, Result};
 use crate::storage::{FileAccess, Folder, ImageLock, Role};
 use std::io;
@@ -104,17 +104,29 @@ impl Store {
         rename().map_err(|error| cannot("rename", place, error))
     }
 
-    /// What stands on a base version, as a user calls it.
-    pub(super) fn dependents(&self, base: &BaseRef) -> Result<Vec<String>> {
-        let mut above: Vec<String> =
-            self.clones_of(base)?.iter().map(|name| format!("clone {name}")).collect();
-        for version in self.versions(&base.name)? {
+    /// What stands on a base version: clones and later versions. Its own manifest is not read.
+    ///
+    /// # Errors
+    /// `Corrupt` when a manifest of something that may stand on it is broken; the host's.
+    pub fn standing_on(&self, base: &BaseRef) -> Result<Vec<Target>> {
+        let mut above: Vec<Target> = self.clones_of(base)?.into_iter().map(Target::Clone).collect();
+        let later = self.versions(&base.name)?.into_iter().filter(|version| Some(*version) > base.version);
+        for version in later {
             let parent = self.base_manifest(&base.name, version)?.and_then(|manifest| manifest.parent);
             if parent.is_some() && parent == base.version {
-                above.push(format!("base {}@{version}", base.name));
+                above.push(Target::Base(BaseRef::exact(base.name.clone(), version)));
             }
         }
         Ok(above)
+    }
+
+    /// The same as a user calls it.
+    pub(super) fn dependents(&self, base: &BaseRef) -> Result<Vec<String>> {
+        let named = |target: &Target| match target {
+            Target::Clone(name) => format!("clone {name}"),
+            Target::Base(base) => format!("base {base}"),
+        };
+        Ok(self.standing_on(base)?.iter().map(named).collect())
     }
 }
 
