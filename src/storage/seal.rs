@@ -2,6 +2,7 @@
 
 use crate::units::length;
 use nix::errno::Errno;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::{Mode, fchmod};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -107,6 +108,15 @@ pub fn set_immutable(file: &File, on: bool) -> io::Result<()> {
         unsafe { set_flags(file.as_raw_fd(), &raw const wanted) }?;
     }
     Ok(())
+}
+
+/// Lets the host forget what it holds of a file in memory, so that the next reading comes from the medium. Pages that
+/// somebody has mapped stay, and on a filesystem in memory all of them do.
+///
+/// # Errors
+/// The host's.
+pub fn forget_cached(file: &File) -> io::Result<()> {
+    Ok(posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
 }
 
 /// Bytes of host blocks behind a number of 512-byte units, as `stat` counts them.
