@@ -58,6 +58,23 @@ fn damage_is_told_with_its_layer_and_a_changed_base_with_its_name() {
     assert_eq!(check_clone(&temp.store, &name("x"), false).unwrap_err().kind(), Kind::NotFound);
 }
 
+#[test]
+fn a_checkpoint_outside_the_present_chain_is_checked_too() {
+    let (temp, _) = TempStore::with_base(1 << 20);
+    temp.clones(&["a"]);
+    temp.store.checkpoint(&name("a"), None).unwrap();
+    temp.write("a", &[5; 70_000], 3000);
+    temp.store.checkpoint(&name("a"), None).unwrap();
+    temp.store.restore(&name("a"), 1, false).unwrap();
+    let report = check_clone(&temp.store, &name("a"), false).unwrap();
+    assert_eq!(report.errors(), 0, "{report:?}");
+    let outside = File::open(temp.clone_folder("a").join("checkpoint-2.qcow2")).unwrap();
+    outside.set_modified(std::time::SystemTime::now()).unwrap();
+    let report = check_clone(&temp.store, &name("a"), false).unwrap();
+    assert_eq!((report.errors(), report.refused.as_deref()), (1, None), "{report:?}");
+    assert!(report.refused_checkpoints[0].contains("checkpoint 2 of clone a"), "{report:?}");
+}
+
 impl TempStore {
     fn clones_of_changed_base_are_refused(&self) {
         let made = self.store.create_clones(&base_ref("base"), &[name("b")], &Default::default());

@@ -273,3 +273,57 @@ fn a_version_that_names_something_else_as_its_parent_is_refused() {
     let error = temp.store.open_base(&base_ref("base@2")).unwrap_err();
     assert!(error.to_string().contains("parent"), "{error}");
 }
+
+#[test]
+fn a_copied_store_opens_again_after_its_bases_are_sealed_anew() {
+    let temp = prepared();
+    temp.store.checkpoint(&name("a"), None).unwrap();
+    temp.write("a", &[9; 5000], 70_000);
+    let expected = temp.clone_content("a");
+    let copy = temp.dir.path().join("copy");
+    must("cp", &["-a", temp.root().to_str().unwrap(), copy.to_str().unwrap()]);
+    let store = cowshed::store::Store::open(&copy).unwrap();
+    assert_eq!(store.open_clone(&name("a"), Access::Read).unwrap_err().kind(), Kind::Changed);
+    reseal(&store, &base_ref("base"), &Silent).unwrap();
+    let open = store.open_clone(&name("a"), Access::Read).unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    open.disk.read(&mut bytes, cowshed::units::GuestOffset(0)).unwrap();
+    assert!(bytes == expected);
+}
+
+#[test]
+fn a_checkpoint_that_was_touched_can_be_accepted_and_a_damaged_one_cannot() {
+    let temp = prepared();
+    temp.store.checkpoint(&name("a"), None).unwrap();
+    let expected = temp.clone_content("a");
+    let path = temp.clone_folder("a").join("checkpoint-1.qcow2");
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    file.set_modified(SystemTime::now()).unwrap();
+    let error = temp.store.open_clone(&name("a"), Access::Read).unwrap_err();
+    assert_eq!(error.kind(), Kind::Changed);
+    assert!(error.to_string().contains("cowshed check a --reseal"), "{error}");
+    let open = temp.store.open_base(&base_ref("base")).unwrap();
+    assert_eq!(temp.store.reseal_checkpoints(&name("a")).unwrap(), [1]);
+    drop(open);
+    assert!(temp.clone_content("a") == expected);
+    assert!(temp.store.reseal_checkpoints(&name("a")).unwrap().is_empty());
+    let reader = temp.store.open_clone(&name("a"), Access::Read).unwrap();
+    assert_eq!(temp.store.reseal_checkpoints(&name("a")).unwrap_err().kind(), Kind::Busy);
+    drop(reader);
+    // The L1 table's place is nonsense.
+    file.write_all_at(&[0x7f; 8], 40).unwrap();
+    let error = temp.store.reseal_checkpoints(&name("a")).unwrap_err();
+    assert!(error.to_string().contains("checkpoint 1 of clone a"), "{error}");
+    assert!(temp.store.open_clone(&name("a"), Access::Read).is_err());
+}
+
+#[test]
+fn a_base_that_is_immutable_but_not_read_only_can_be_sealed_anew() {
+    let temp = prepared();
+    temp.meddle(|file| file.set_modified(SystemTime::now()).unwrap());
+    // Where the filesystem has no such attribute, this is an ordinary file.
+    let _ = cowshed::storage::set_immutable(&File::open(temp.base_disk()).unwrap(), true);
+    reseal(&temp.store, &base_ref("base"), &Silent).unwrap();
+    assert_eq!(temp.clone_content("a"), sample(1 << 20));
+}

@@ -21,8 +21,12 @@ struct Small {
 
 impl Small {
     fn new(size: &str) -> Self {
+        Self::with_inodes(size, 100_000)
+    }
+
+    fn with_inodes(size: &str, inodes: u32) -> Self {
         let dir = Scrap::new();
-        let options = format!("size={size},nr_inodes=100000");
+        let options = format!("size={size},nr_inodes={inodes}");
         must("mount", &["-t", "tmpfs", "-o", &options, "small", dir.path().to_str().unwrap()]);
         Self { dir }
     }
@@ -95,6 +99,25 @@ fn a_full_disk_while_clones_are_made_leaves_none_of_them() {
     store.checkpoint(&names[0], None).unwrap();
     let folder = store.root().join("clones/c0");
     assert_eq!(fs::read_dir(folder).unwrap().count(), 4);
+}
+
+#[test]
+fn removing_works_on_a_full_disk() {
+    let small = Small::with_inodes("8m", 300);
+    let store = small.store();
+    let outside = Scrap::new();
+    let raw = outside.path().join("in.raw");
+    fs::write(&raw, sample(1 << 20)).unwrap();
+    import(&store, &request(&raw, "base", Some(Format::Raw)), &Silent).unwrap();
+    store.create_clones(&base_ref("base"), &[name("a")], &CloneOptions::default()).unwrap();
+    let full =
+        (0..300).any(|number| fs::write(small.dir.path().join(format!("filler{number}")), "").is_err());
+    assert!(full);
+    let _ = fs::write(small.dir.path().join("filler0"), vec![1; 8 << 20]);
+    let error = store.create_clones(&base_ref("base"), &[name("b")], &CloneOptions::default()).unwrap_err();
+    assert_eq!(error.kind(), Kind::NoSpace, "{error}");
+    store.remove_clone(&name("a")).unwrap();
+    assert!(store.clones().unwrap().is_empty() && empty(&store.root().join("tmp")));
 }
 
 const DIE: &str = "COWSHED_TEST_STORE";

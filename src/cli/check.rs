@@ -4,10 +4,10 @@ use super::failure;
 use super::output::{self, Json};
 use super::progress::Bar;
 use super::units::{count, percent};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
 use crate::ops::Progress;
 use crate::ops::check::{CloneReport, LayerReport, check_clone};
-use crate::store::Name;
+use crate::store::{Name, Store};
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -20,7 +20,8 @@ const LEAKS: u8 = 3;
 ///
 /// Reads the tables of all files of a clone and collects all damage. Ends with 0 when all is well, 1 when there are
 /// errors, 3 when there are only leaks (space that is lost, no data). --repair gives leaks back and corrects reference
-/// counts; nobody may have the clone open.
+/// counts; --reseal accepts checkpoints whose files were touched, if their structure is right. For both nobody may have
+/// the clone open.
 #[derive(Args, Debug)]
 pub(super) struct Check {
     /// The clones.
@@ -32,6 +33,9 @@ pub(super) struct Check {
     /// Repair what is safe to repair, then check again.
     #[arg(long)]
     repair: bool,
+    /// Accept checkpoints whose files were touched, if their structure is right. Their content cannot be compared.
+    #[arg(long)]
+    reseal: bool,
     #[command(flatten)]
     json: Json,
 }
@@ -39,11 +43,13 @@ pub(super) struct Check {
 /// A clone's report, as `--json` prints it.
 #[derive(Serialize)]
 struct Report {
-    name: Name,
+    name: String,
     errors: u64,
     leaks: u64,
     /// Why the clone cannot be opened or checked.
     refused: Option<String>,
+    /// Why checkpoints cannot be opened.
+    refused_checkpoints: Vec<String>,
     layers: Vec<Layer>,
 }
 
@@ -63,19 +69,24 @@ impl Check {
     pub(super) fn run(self, context: &Context) -> Outcome {
         let bar = Bar::new()?;
         let store = context.store()?;
-        let names = match self.all {
-            true => store.clones()?.into_iter().map(|clone| clone.name).collect(),
-            false => self.names,
-        };
         let mut reports = Vec::new();
+        let names = match self.all {
+            true => {
+                let survey = store.survey()?;
+                let broken = survey.broken.into_iter().filter(|broken| broken.kind == "clone");
+                reports.extend(broken.map(|broken| Report::refused(broken.name, broken.reason)));
+                survey.clones.into_iter().map(|clone| clone.name).collect()
+            }
+            false => self.names.clone(),
+        };
         for name in names {
             if bar.cancelled() {
                 return Err(Error::new(Kind::Interrupted, "stopped before all clones were checked").into());
             }
-            reports.push(match check_clone(&store, &name, self.repair) {
+            reports.push(match self.one(&store, &name) {
                 Ok(report) => report.into(),
                 // One clone that cannot be read does not keep the others from being checked.
-                Err(error) if self.all => Report::refused(name, failure::sentence(&error.into())),
+                Err(error) if self.all => Report::refused(name.to_string(), failure::sentence(&error.into())),
                 Err(error) => return Err(error.into()),
             });
         }
@@ -86,6 +97,13 @@ impl Check {
             reports.iter().try_for_each(|report| output::line(report.text()))?;
         }
         Ok(exit_code(&reports))
+    }
+
+    fn one(&self, store: &Store, name: &Name) -> Result<CloneReport> {
+        if self.reseal {
+            store.reseal_checkpoints(name)?;
+        }
+        check_clone(store, name, self.repair)
     }
 }
 
@@ -103,7 +121,8 @@ impl From<CloneReport> for Report {
     fn from(report: CloneReport) -> Self {
         let (errors, leaks) = (report.errors(), report.leaks());
         let layers = report.layers.into_iter().map(Layer::from).collect();
-        Self { name: report.name, errors, leaks, refused: report.refused, layers }
+        let (refused, refused_checkpoints) = (report.refused, report.refused_checkpoints);
+        Self { name: report.name.to_string(), errors, leaks, refused, refused_checkpoints, layers }
     }
 }
 
@@ -123,8 +142,9 @@ impl From<LayerReport> for Layer {
 }
 
 impl Report {
-    fn refused(name: Name, reason: String) -> Self {
-        Self { name, errors: 1, leaks: 0, refused: Some(reason), layers: Vec::new() }
+    fn refused(name: String, reason: String) -> Self {
+        let refused = Some(reason);
+        Self { name, errors: 1, leaks: 0, refused, refused_checkpoints: Vec::new(), layers: Vec::new() }
     }
 
     fn text(&self) -> String {
@@ -139,7 +159,8 @@ impl Report {
             let (part, whole) = (top.allocated_clusters, top.total_clusters);
             text += &format!(", {part} of {whole} clusters allocated ({})", percent(part, whole));
         }
-        let refusal = self.refused.iter().map(|reason| format!("\n  {reason}"));
+        let refusal =
+            self.refused.iter().chain(&self.refused_checkpoints).map(|reason| format!("\n  {reason}"));
         let shown = |layer: &Layer| {
             let file = layer.file.display().to_string();
             layer.messages.iter().map(move |message| format!("\n  {file}: {message}")).collect::<Vec<_>>()

@@ -1,6 +1,7 @@
 //! From an error to one line on standard error and an exit code.
 
 use crate::error::{Error, Kind};
+use crate::store::Broken;
 use clap::error::ErrorKind;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -35,6 +36,14 @@ pub(super) fn sentence(error: &anyhow::Error) -> String {
     sentence
 }
 
+/// Says what is left out of a report, one line each; the exit code that follows.
+pub(super) fn say_broken(broken: &[Broken]) -> ExitCode {
+    for Broken { kind, name, reason, .. } in broken {
+        write_line(&format!("{kind} {name} is left out: {reason}"));
+    }
+    if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 /// Says what is wrong with the arguments, or shows the help that they asked for.
 pub(super) fn usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
@@ -67,7 +76,7 @@ fn usage_sentence(rendered: &str) -> String {
 }
 
 /// Writes one line; control characters, which file names and images may bring, are escaped.
-fn write_line(sentence: &str) {
+pub(super) fn write_line(sentence: &str) {
     let mut line = String::from("cowshed: ");
     for c in sentence.trim_end().chars() {
         match c {

@@ -1,12 +1,12 @@
 use super::Outcome;
 use super::context::Context;
+use super::failure;
 use super::output::{self, Json};
 use super::units::{count, size};
-use crate::store::{Base, Clone, Name, Overview, Usage};
+use crate::store::{Base, Broken, Clone, Name, Overview, Usage};
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::process::ExitCode;
 
 /// List the bases and clones, with what each costs on the host.
 #[derive(Args, Debug)]
@@ -31,6 +31,7 @@ pub(super) struct Item<T> {
 struct Report {
     bases: Vec<Item<Base>>,
     clones: Vec<Item<Clone>>,
+    broken: Vec<Broken>,
 }
 
 /// The versions that each base has.
@@ -60,6 +61,7 @@ pub(super) fn behind_text(behind: usize) -> String {
 impl List {
     pub(super) fn run(self, context: &Context) -> Outcome {
         let overview = context.store()?.overview()?;
+        let code = failure::say_broken(&overview.broken);
         let versions = Versions::of(overview.bases.iter().map(|(base, _)| base));
         if self.json.json {
             output::json(&report(overview, &versions))?;
@@ -68,7 +70,7 @@ impl List {
             let header = ["NAME", "KIND", "BASE", "SIZE", "OWN", "CREATED", "NOTE"];
             output::print_table(&output::table(&header, &[3, 4], rows))?;
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(code)
     }
 }
 
@@ -80,6 +82,7 @@ fn report(overview: Overview, versions: &Versions) -> Report {
         clones: clones
             .map(|(item, usage)| Item { versions_behind: Some(versions.behind(&item)), item, usage })
             .collect(),
+        broken: overview.broken,
     }
 }
 

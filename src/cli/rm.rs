@@ -39,12 +39,27 @@ impl Rm {
         let store = context.store()?;
         let removals = match self.checkpoint {
             Some(number) => vec![self.remove_checkpoint(&store, number)?],
-            None => self.remove_all(&store)?,
+            None => {
+                let (removals, outcome) = self.remove_all(&store)?;
+                if let Err(error) = outcome {
+                    // What is gone is told before what is not.
+                    if !removals.is_empty() {
+                        self.report(&removals)?;
+                    }
+                    return Err(error.into());
+                }
+                removals
+            }
         };
+        self.report(&removals)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn report(&self, removals: &[Removal]) -> anyhow::Result<()> {
         if self.json.json {
             output::json(&removals)?;
         } else if self.plan.plan {
-            for Removal { name, freed_bytes } in &removals {
+            for Removal { name, freed_bytes } in removals {
                 output::line(format!("{name} would be removed, which frees {}", size(*freed_bytes)))?;
             }
         } else {
@@ -52,7 +67,7 @@ impl Rm {
             let names: Vec<&str> = removals.iter().map(|removal| removal.name.as_str()).collect();
             output::line(format!("removed {}, freed {}", names.join(", "), size(freed)))?;
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(())
     }
 
     fn remove_checkpoint(&self, store: &Store, number: u32) -> Result<Removal> {
@@ -73,26 +88,33 @@ impl Rm {
                 let message = format!("the present state of {name} stands on checkpoint {number}");
                 return Err(Error::new(Kind::Busy, message));
             }
-            0
+            store.checkpoint_bytes_if_removed(name, number)?
         } else {
             store.remove_checkpoint(name, number)?.bytes
         };
         Ok(Removal { name: format!("checkpoint {number} of {name}"), freed_bytes })
     }
 
-    /// All names are looked at before the first one is removed.
-    fn remove_all(&self, store: &Store) -> Result<Vec<Removal>> {
+    /// What was removed, and why that is not all. All names are looked at before the first one is removed.
+    fn remove_all(&self, store: &Store) -> Result<(Vec<Removal>, Result<()>)> {
         let targets = in_order(store, &self.names)?;
         check(store, &targets)?;
         let remove = |target: &Target| {
             let freed_bytes = match target {
-                _ if self.plan.plan => store.usage(target)?.freed_if_deleted,
+                _ if self.plan.plan => store.bytes_if_removed(target)?,
                 Target::Clone(name) => store.remove_clone(name)?.bytes,
                 Target::Base(base) => store.remove_base(base)?.bytes,
             };
             Ok(Removal { name: target.to_string(), freed_bytes })
         };
-        targets.iter().map(remove).collect()
+        let mut removals = Vec::new();
+        for target in &targets {
+            match remove(target) {
+                Ok(removal) => removals.push(removal),
+                Err(error) => return Ok((removals, Err(error))),
+            }
+        }
+        Ok((removals, Ok(())))
     }
 }
 
@@ -115,15 +137,11 @@ fn in_order(store: &Store, names: &[BaseRef]) -> Result<Vec<Target>> {
 }
 
 fn only_version(store: &Store, name: &Name) -> Result<()> {
-    let bases = store.bases()?;
-    let versions: Vec<String> = bases
-        .iter()
-        .filter(|base| base.name == *name)
-        .map(|base| format!("{name}@{}", base.version))
-        .collect();
+    let versions = store.versions(name)?;
     if versions.len() == 1 {
         return Ok(());
     }
+    let versions: Vec<String> = versions.iter().map(|version| format!("{name}@{version}")).collect();
     Err(Error::invalid(format!("base {name} has several versions; say which: {}", versions.join(", "))))
 }
 
@@ -131,13 +149,9 @@ fn only_version(store: &Store, name: &Name) -> Result<()> {
 fn check(store: &Store, targets: &[Target]) -> Result<()> {
     for target in targets {
         let Target::Base(base) = target else { continue };
-        let goes = |other: &Target| targets.contains(other);
-        let clones = store.clones_of(base)?.into_iter().map(Target::Clone);
-        let later = store.bases()?.into_iter().filter(|other| other.name == base.name);
-        let later = later.filter(|other| other.parent == base.version);
-        let later = later.map(|other| Target::Base(BaseRef::exact(other.name, other.version)));
+        let above = store.standing_on(base)?;
         let stay: Vec<String> =
-            clones.chain(later).filter(|other| !goes(other)).map(|other| other.to_string()).collect();
+            above.iter().filter(|other| !targets.contains(other)).map(ToString::to_string).collect();
         if !stay.is_empty() {
             let message = format!("base {base} is needed by {}; remove them first", stay.join(", "));
             return Err(Error::new(Kind::Busy, message));

@@ -1,11 +1,11 @@
 use super::Outcome;
 use super::context::Context;
+use super::failure;
 use super::output::{self, Json, Out};
 use super::units::size;
 use crate::store::{Base, Clone, Name, Overview, Usage};
 use clap::Args;
 use serde::Serialize;
-use std::process::ExitCode;
 
 /// Show bases, their versions, and the clones that stand on each.
 #[derive(Args, Debug)]
@@ -38,9 +38,12 @@ struct CloneNode {
 impl Tree {
     pub(super) fn run(self, context: &Context) -> Outcome {
         let overview = context.store()?.overview()?;
+        let code = failure::say_broken(&overview.broken);
         let (bases, orphans) = grow(&overview);
         if self.json.json {
-            output::json(&serde_json::json!({ "bases": bases, "without_base": orphans }))?;
+            output::json(&serde_json::json!({
+                "bases": bases, "without_base": orphans, "broken": overview.broken
+            }))?;
         } else {
             let mut out = Out::new();
             out.write(&bases.iter().map(draw).collect::<String>())?;
@@ -49,7 +52,7 @@ impl Tree {
             }
             out.end()?;
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(code)
     }
 }
 

@@ -1,12 +1,14 @@
 use super::Outcome;
 use super::context::Context;
+use super::failure;
 use super::output::{self, Json};
 use super::progress::Bar;
 use super::units::size;
 use crate::error::{Error, Kind, Result};
 use crate::ops::verify::{VerifyReport, reseal, verify};
-use crate::store::{BaseRef, Store};
+use crate::store::{Base, BaseRef, Broken, Store, Survey};
 use clap::Args;
+use serde::Serialize;
 use std::process::ExitCode;
 
 /// Read bases again in full, and name the blocks that are damaged.
@@ -28,30 +30,75 @@ pub(super) struct Verify {
     json: Json,
 }
 
+/// What came of one base, as `--json` prints it.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Outcomes {
+    Read(VerifyReport),
+    Failed { base: String, error: String },
+}
+
 impl Verify {
     pub(super) fn run(self, context: &Context) -> Outcome {
         let bar = Bar::new()?;
         let store = context.store()?;
+        let Survey { bases, mut broken, .. } = store.survey()?;
+        broken.retain(|broken| broken.kind == "base" && self.means(broken));
+        let mut failed = Vec::new();
         let mut reports = Vec::new();
-        for base in self.versions(&store)? {
+        for base in self.versions(bases, &broken)? {
             bar.start(format!("verifying {base}"));
-            if self.reseal {
-                reseal(&store, &base, &bar)?;
+            match self.one(&store, &base, &bar) {
+                Ok(report) => reports.push(Outcomes::Read(report)),
+                Err(error) if error.kind() == Kind::Interrupted => return Err(error.into()),
+                // One base that cannot be read does not keep the others from being read.
+                Err(error) => {
+                    let error = failure::sentence(&error.into());
+                    failed.push(format!("{base}: cannot be {}: {error}", self.verb()));
+                    reports.push(Outcomes::Failed { base: base.to_string(), error });
+                }
             }
-            reports.push(verify(&store, &base, &bar)?);
         }
         bar.end();
+        failed.extend(
+            broken.into_iter().map(|b| format!("{}: cannot be {}: {}", b.name, self.verb(), b.reason)),
+        );
         if self.json.json {
             output::json(&reports)?;
-        } else {
-            reports.iter().try_for_each(|report| output::line(text(report)))?;
         }
-        let all_well = reports.iter().all(VerifyReport::is_ok);
+        let mut all_well = failed.is_empty();
+        for report in &reports {
+            let Outcomes::Read(report) = report else { continue };
+            all_well &= report.is_ok();
+            if !self.json.json {
+                output::line(text(report))?;
+            }
+        }
+        failed.iter().for_each(|line| failure::write_line(line));
         Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn versions(&self, store: &Store) -> Result<Vec<BaseRef>> {
-        let bases = store.bases()?;
+    fn verb(&self) -> &'static str {
+        if self.reseal { "sealed anew" } else { "verified" }
+    }
+
+    fn one(&self, store: &Store, base: &BaseRef, bar: &Bar) -> Result<VerifyReport> {
+        if self.reseal {
+            reseal(store, base, bar)?;
+        }
+        verify(store, base, bar)
+    }
+
+    /// Whether something broken is among what was asked for.
+    fn means(&self, broken: &Broken) -> bool {
+        let asked = |base: &BaseRef| {
+            let of = broken.name.split('@').next() == Some(base.name.as_str());
+            of && (base.version.is_none() || broken.name == base.to_string())
+        };
+        self.all || self.bases.iter().any(asked)
+    }
+
+    fn versions(&self, bases: Vec<Base>, broken: &[Broken]) -> Result<Vec<BaseRef>> {
         let known: Vec<BaseRef> =
             bases.into_iter().map(|base| BaseRef::exact(base.name, base.version)).collect();
         if self.all {
@@ -62,7 +109,7 @@ impl Verify {
             let meant = |one: &&BaseRef| one.name == base.name && (base.version.is_none() || **one == *base);
             let before = wanted.len();
             wanted.extend(known.iter().filter(meant).cloned());
-            if wanted.len() == before {
+            if wanted.len() == before && broken.is_empty() {
                 let hint = format!("there is no base {base}; `cowshed list` shows what there is");
                 return Err(Error::new(Kind::NotFound, hint));
             }

@@ -2,7 +2,8 @@
 
 use crate::error::Result;
 use crate::qcow2::{self, CheckReport};
-use crate::store::{Access, Name, Store};
+use crate::store::{Access, Name, Refusals, Store};
+use crate::units::length;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,14 +25,18 @@ pub struct CloneReport {
     pub layers: Vec<LayerReport>,
     /// Why the clone cannot be opened, when it cannot: a base that is missing or changed, a header that names another.
     pub refused: Option<String>,
+    /// Why checkpoints cannot be opened, where that is not the reason in `refused`; also of those that the present
+    /// state does not stand on.
+    pub refused_checkpoints: Vec<String>,
 }
 
 impl CloneReport {
-    /// Damages over all layers, a refusal counted as one.
+    /// Damages over all layers, each refusal counted as one.
     #[must_use]
     pub fn errors(&self) -> u64 {
         self.layers.iter().map(|layer| layer.report.error_count).sum::<u64>()
             + u64::from(self.refused.is_some())
+            + length(self.refused_checkpoints.len())
     }
 
     /// Leaked clusters over all layers.
@@ -57,8 +62,8 @@ pub fn check_clone(store: &Store, name: &Name, repair: bool) -> Result<CloneRepo
         layers.push(LayerReport { file: layer.file.clone(), report });
     }
     // While this holds the locks the clone can be opened without any.
-    let refused = store.open_clone(name, Access::Inspect).err().map(|error| error.to_string());
-    Ok(CloneReport { name: name.clone(), layers, refused })
+    let Refusals { clone: refused, checkpoints: refused_checkpoints } = store.refusals(name)?;
+    Ok(CloneReport { name: name.clone(), layers, refused, refused_checkpoints })
 }
 
 /// A file of which not even the header can be read is one damage.

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::qcow2::{self, CreateOptions, Image, OpenOptions};
 use crate::storage::{HostFile, Storage};
 use crate::store::{Access, DiskFormat, Store, Target};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Plain qcow2 with 64 KiB clusters: what every tool reads.
@@ -34,6 +34,7 @@ pub struct ExportRequest {
 pub fn export(store: &Store, request: &ExportRequest, progress: &dyn Progress) -> Result<()> {
     let open = store.open_target(&request.target, Access::Read)?;
     let shown = request.out.display();
+    refuse_inside(store, &request.out)?;
     let out = NewFile::create(&request.out, request.force)?;
     let cannot = |error| Error::io(format!("cannot write {shown}"), error);
     let file: Arc<dyn Storage> = Arc::new(HostFile::new(out.file().map_err(cannot)?));
@@ -47,6 +48,19 @@ pub fn export(store: &Store, request: &ExportRequest, progress: &dyn Progress) -
     .map_err(|error| error.at(&shown))?;
     file.sync().map_err(cannot)?;
     out.put()
+}
+
+/// A file of the store itself must never be replaced by an export.
+fn refuse_inside(store: &Store, out: &Path) -> Result<()> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A folder that cannot be found is told by the making of the file.
+    if folder.canonicalize().is_ok_and(|folder| folder.starts_with(store.root())) {
+        let (out, root) = (out.display(), store.root().display());
+        return Err(Error::invalid(format!(
+            "{out} lies inside the store {root}; give a place outside of it"
+        )));
+    }
+    Ok(())
 }
 
 fn write_qcow2(from: &Disk, file: &Arc<dyn Storage>, progress: &dyn Progress) -> Result<()> {

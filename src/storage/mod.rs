@@ -20,7 +20,7 @@ pub use latch::Latch;
 pub use lock::{ImageLock, Role};
 pub use memory::{Fault, Memory, Operation};
 pub use recorder::{Effect, Event, Recorder};
-pub use seal::{Fingerprint, block_bytes, seal, set_immutable};
+pub use seal::{Fingerprint, block_bytes, forget_cached, seal, set_immutable};
 
 /// A run of a file that is data throughout, or a hole throughout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

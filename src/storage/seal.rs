@@ -2,6 +2,7 @@
 
 use crate::units::length;
 use nix::errno::Errno;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::{Mode, fchmod};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -45,7 +46,8 @@ impl Fingerprint {
         })
     }
 
-    /// The same without the time that new names change.
+    /// The same without the time that new names change. Such a one does not tell a copy with the same times from
+    /// the file itself.
     #[must_use]
     pub fn without_ctime(self) -> Self {
         Self { ctime_ns: None, ..self }
@@ -58,7 +60,7 @@ impl Fingerprint {
         if self.size != now.size {
             words.push(format!("its length was {} bytes and is {} bytes", self.size, now.size));
         }
-        if self.inode != now.inode {
+        if self.ctime_ns.is_some() && self.inode != now.inode {
             words.push("it is another file".to_owned());
         }
         if self.mtime_ns != now.mtime_ns {
@@ -75,7 +77,12 @@ impl Fingerprint {
 /// # Errors
 /// The host's; that it cannot be made immutable is no error.
 pub fn seal(file: &File) -> io::Result<()> {
-    fchmod(file, Mode::from_bits_truncate(0o444))?;
+    let sealed = Mode::from_bits_truncate(0o444);
+    if file.metadata()?.mode() & 0o7777 != sealed.bits() {
+        // The mode of an immutable file cannot be changed. Without the right to clear that, the next line fails.
+        let _ = set_immutable(file, false);
+        fchmod(file, sealed)?;
+    }
     match set_immutable(file, true) {
         Err(error) if cannot(&error) => Ok(()),
         other => other,
@@ -101,6 +108,15 @@ pub fn set_immutable(file: &File, on: bool) -> io::Result<()> {
         unsafe { set_flags(file.as_raw_fd(), &raw const wanted) }?;
     }
     Ok(())
+}
+
+/// Lets the host forget what it holds of a file in memory, so that the next reading comes from the medium. Pages that
+/// somebody has mapped stay, and on a filesystem in memory all of them do.
+///
+/// # Errors
+/// The host's.
+pub fn forget_cached(file: &File) -> io::Result<()> {
+    Ok(posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
 }
 
 /// Bytes of host blocks behind a number of 512-byte units, as `stat` counts them.

@@ -101,7 +101,7 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Busy` when the present state or another checkpoint stands on it, the host's.
     pub fn remove_checkpoint(&self, name: &Name, number: u32) -> Result<Freed> {
-        let _lock = self.lock()?;
+        let _lock = self.lock_for_removal()?;
         let all = self.checkpoints(name)?;
         if !all.iter().any(|checkpoint| checkpoint.number == number) {
             return Err(no_checkpoint(name, number));

@@ -133,7 +133,7 @@ impl Store {
     }
 
     /// The base of a clone, with the digest that the clone remembers.
-    fn base_of_clone(&self, place: &str, clone: &CloneManifest) -> Result<BaseManifest> {
+    pub(super) fn base_of_clone(&self, place: &str, clone: &CloneManifest) -> Result<BaseManifest> {
         let id = &clone.base;
         let base = self.base_manifest(&id.name, id.version)?.ok_or_else(|| missing(id).at(place))?;
         if base.digest != id.digest {
@@ -169,15 +169,12 @@ impl Store {
             }
             let disk = checkpoint_disk(number);
             let file = open_locked(folder, &disk, way, &place, &mut chain.locks)?;
-            compare(&manifest.fingerprint, &file, &place)?;
+            compare(&manifest.fingerprint, &file, &place).map_err(|error| {
+                let hint = format!("`cowshed check {name} --reseal` accepts it if its structure is right");
+                Error::new(error.kind(), format!("{error}; {hint}"))
+            })?;
             let image = self.image(file, way).map_err(|error| error.at(&place))?;
-            check_identity(&image, id).map_err(|error| error.at(&place))?;
-            let found = stands_on(image.backing(), id, format).map_err(|error| error.at(&place))?;
-            if found != manifest.parent.map_or(StandsOn::Base, StandsOn::Checkpoint) {
-                return Err(Error::corrupt(format!(
-                    "{place}: its header and its manifest name different parents"
-                )));
-            }
+            check_checkpoint(&image, manifest.parent, (id, format)).map_err(|error| error.at(&place))?;
             chain.push(Layer::qcow2(image), folder.path().join(&disk), None);
             next = manifest.parent;
         }
@@ -295,6 +292,19 @@ fn check_identity(image: &Image, id: &BaseId) -> Result<()> {
         "its header says that it stands on {shown}@{}, its manifest says {id} with digest {}",
         found.version, id.digest
     )))
+}
+
+/// Compares the header of a checkpoint's file with what its manifest says.
+pub(super) fn check_checkpoint(
+    image: &Image,
+    parent: Option<u32>,
+    (id, format): (&BaseId, DiskFormat),
+) -> Result<()> {
+    check_identity(image, id)?;
+    if stands_on(image.backing(), id, format)? == parent.map_or(StandsOn::Base, StandsOn::Checkpoint) {
+        return Ok(());
+    }
+    Err(Error::corrupt("its header and its manifest name different parents"))
 }
 
 fn missing(id: &BaseId) -> Error {

@@ -4,25 +4,28 @@ use super::layout::{BASE_FILE, BASES, CLONE_FILE, CLONES};
 use super::manifest::{self, BaseManifest, CloneManifest};
 use super::name::parse_version;
 use super::types::Clone;
-use super::{Base, BaseRef, Name, Store, Target};
+use super::{Base, BaseRef, Broken, Name, Store, Survey, Target};
 use crate::error::{Error, Kind, Result};
 use crate::storage::Folder;
 
 impl Store {
+    /// Reads all manifests. A broken one keeps nothing else from being found; what vanishes meanwhile is left out.
+    ///
+    /// # Errors
+    /// The host's, for the store's own folders.
+    pub fn survey(&self) -> Result<Survey> {
+        let (bases, mut broken) = self.survey_bases()?;
+        let (clones, broken_clones) = self.survey_clones()?;
+        broken.extend(broken_clones);
+        Ok(Survey { bases, clones, broken })
+    }
+
     /// Every version of every base, sorted by name and version.
     ///
     /// # Errors
     /// `Corrupt` for a broken manifest; the host's.
     pub fn bases(&self) -> Result<Vec<Base>> {
-        let mut bases = Vec::new();
-        for name in valid_names(&self.part(BASES)?)? {
-            for version in self.versions(&name)? {
-                if let Some(manifest) = self.base_manifest(&name, version)? {
-                    bases.push(base_of(&name, version, manifest));
-                }
-            }
-        }
-        Ok(bases)
+        whole(self.survey_bases()?)
     }
 
     /// All clones, sorted by name.
@@ -30,14 +33,62 @@ impl Store {
     /// # Errors
     /// `Corrupt` for a broken manifest (`cowshed rm` removes such a clone); the host's.
     pub fn clones(&self) -> Result<Vec<Clone>> {
-        let folder = self.part(CLONES)?;
-        let mut clones = Vec::new();
-        for name in valid_names(&folder)? {
-            if let Some(manifest) = manifest::load(&folder, &format!("{name}/{CLONE_FILE}"))? {
-                clones.push(clone_of(&name, manifest));
+        whole(self.survey_clones()?)
+    }
+
+    fn survey_bases(&self) -> Result<(Vec<Base>, Vec<Broken>)> {
+        let (mut bases, mut broken) = (Vec::new(), Vec::new());
+        for name in valid_names(&self.part(BASES)?)? {
+            let versions = match self.versions(&name) {
+                Ok(versions) => versions,
+                Err(error) => {
+                    broken.push(Broken::new("base", name.to_string(), &error));
+                    continue;
+                }
+            };
+            for version in versions {
+                let read = || self.base_manifest(&name, version);
+                match self.present(&format!("{BASES}/{name}/{version}"), BASE_FILE, read) {
+                    Ok(Some(manifest)) => bases.push(base_of(&name, version, manifest)),
+                    Ok(None) => {}
+                    Err(error) => broken.push(Broken::new("base", format!("{name}@{version}"), &error)),
+                }
             }
         }
-        Ok(clones)
+        Ok((bases, broken))
+    }
+
+    fn survey_clones(&self) -> Result<(Vec<Clone>, Vec<Broken>)> {
+        let folder = self.part(CLONES)?;
+        let (mut clones, mut broken) = (Vec::new(), Vec::new());
+        for name in valid_names(&folder)? {
+            let read = || manifest::load(&folder, &format!("{name}/{CLONE_FILE}"));
+            match self.present(&format!("{CLONES}/{name}"), CLONE_FILE, read) {
+                Ok(Some(manifest)) => clones.push(clone_of(&name, manifest)),
+                Ok(None) => {}
+                Err(error) => broken.push(Broken::new("clone", name.to_string(), &error)),
+            }
+        }
+        Ok((clones, broken))
+    }
+
+    /// What `read` reads; `None` when there is no such folder any more. A folder without its manifest is an error.
+    fn present<T>(
+        &self,
+        folder: &str,
+        file: &str,
+        read: impl Fn() -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        // The second time for one that was removed and made anew between the reading and the look at the folder.
+        for _ in 0..2 {
+            if let Some(manifest) = read()? {
+                return Ok(Some(manifest));
+            }
+            if !self.folder().has(folder).map_err(|error| cannot_list(self.folder(), error))? {
+                return Ok(None);
+            }
+        }
+        Err(Error::corrupt(format!("{} has no {file}", self.root().join(folder).display())))
     }
 
     /// One base version; without a version the newest.
@@ -98,12 +149,15 @@ impl Store {
         }
     }
 
-    /// Versions of a base in order; none when there is no such base.
-    pub(super) fn versions(&self, name: &Name) -> Result<Vec<u32>> {
-        if !self.has(BASES, name)? {
-            return Ok(Vec::new());
-        }
-        let folder = self.part(format!("{BASES}/{name}"))?;
+    /// Versions of a base in order; none when there is no such base. No manifest is read.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn versions(&self, name: &Name) -> Result<Vec<u32>> {
+        let folder = match self.part(format!("{BASES}/{name}")) {
+            Err(error) if error.kind() == Kind::NotFound => return Ok(Vec::new()),
+            other => other?,
+        };
         let names = folder.names().map_err(|error| cannot_list(&folder, error))?;
         let mut versions: Vec<u32> = names.iter().filter_map(|name| parse_version(name)).collect();
         versions.sort_unstable();
@@ -130,14 +184,10 @@ impl Store {
         })
     }
 
-    fn has(&self, part: &str, name: &Name) -> Result<bool> {
-        let folder = self.part(part)?;
-        folder.has(name.as_str()).map_err(|error| cannot_list(&folder, error))
-    }
-
     /// Whether a clone has that name; a folder of that name without a manifest counts as well.
     pub(super) fn is_clone(&self, name: &Name) -> Result<bool> {
-        self.has(CLONES, name)
+        let folder = self.part(CLONES)?;
+        folder.has(name.as_str()).map_err(|error| cannot_list(&folder, error))
     }
 
     /// Refuses a name that a clone or a base has.
@@ -171,6 +221,10 @@ pub(super) fn base_of(name: &Name, version: u32, manifest: BaseManifest) -> Base
 pub(super) fn clone_of(name: &Name, manifest: CloneManifest) -> Clone {
     let CloneManifest { base, size, created, labels, .. } = manifest;
     Clone { name: name.clone(), base, size, created, labels }
+}
+
+fn whole<T>((found, broken): (Vec<T>, Vec<Broken>)) -> Result<Vec<T>> {
+    broken.first().map_or(Ok(found), |broken| Err(broken.error()))
 }
 
 /// Names of bases or clones in a folder, sorted; anything else there is not ours.

@@ -14,6 +14,7 @@ mod manifest;
 mod name;
 mod open;
 mod remove;
+mod reseal;
 mod scratch;
 mod sealed;
 mod staging;
@@ -38,10 +39,12 @@ pub(crate) use digest::{BlockSum, ContentSums, SumList};
 pub(crate) use manifest::DISK_MAX;
 pub use name::{BaseRef, NAME_MAX, Name, Target};
 pub use open::OpenDisk;
+pub(crate) use reseal::Refusals;
 pub use scratch::Scratch;
 pub(crate) use sealed::Seal;
 pub use types::{
-    Access, Base, BaseId, Checkpoint, Clone, CloneOptions, DiskFormat, Freed, Overview, Restored, Usage,
+    Access, Base, BaseId, Broken, Checkpoint, Clone, CloneOptions, DiskFormat, Freed, Overview, Restored,
+    Survey, Usage,
 };
 
 /// An open store; cheap to copy, shared by threads.
@@ -88,7 +91,9 @@ impl Store {
             .has_unfinished_batch()
             .map_err(|error| Error::io(format!("{shown} is a damaged store: cannot list its tmp"), error))?;
         if waiting {
-            store.lock()?;
+            // What cannot be finished now (a full host, a store that is read-only) keeps nobody from reading; the
+            // next command that changes the store reports it.
+            let _ = store.lock();
         }
         Ok(store)
     }

@@ -1,14 +1,12 @@
 //! Removing and renaming.
 
 use super::layout::{BASES, CLONE_DISK, CLONES, base_disk};
+use super::staging::Staging;
 use super::usage;
-use super::{BaseRef, Freed, Name, Store};
+use super::{BaseRef, Freed, Name, Store, Target};
 use crate::error::{Error, Kind, Result};
 use crate::storage::{FileAccess, Folder, ImageLock, Role};
 use std::io;
-
-/// A folder that is being removed, within a staging folder.
-const REMOVED: &str = "removed";
 
 impl Store {
     /// Removes a clone and its checkpoints. A clone whose files are damaged can be removed too.
@@ -16,7 +14,7 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Busy` while somebody has it open, the host's.
     pub fn remove_clone(&self, name: &Name) -> Result<Freed> {
-        let lock = self.lock()?;
+        let lock = self.lock_for_removal()?;
         let place = format!("clone {name}");
         if !self.is_clone(name)? {
             let hint = "`cowshed list` shows what there is";
@@ -26,15 +24,9 @@ impl Store {
         let held = take_alone(&folder, CLONE_DISK, &place)?;
         let bytes = usage::of_folder(&folder).map_err(|error| cannot("remove", &place, error))?.freed;
         let clones = self.part(CLONES)?;
-        let staging = lock.stage()?;
-        let remove = || -> io::Result<()> {
-            clones.move_new(name.as_str(), staging.folder(), REMOVED)?;
-            clones.sync()
-        };
-        remove().map_err(|error| cannot("remove", &place, error))?;
+        let taken = lock.take_out(&clones, name.as_str()).map_err(|error| cannot("remove", &place, error))?;
         drop((held, lock));
-        drop(staging);
-        Ok(Freed { bytes })
+        give_back(taken, bytes, &place)
     }
 
     /// Removes a base version.
@@ -42,7 +34,7 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Busy` with the names of what stands on it or while it is open, the host's.
     pub fn remove_base(&self, base: &BaseRef) -> Result<Freed> {
-        let lock = self.lock()?;
+        let lock = self.lock_for_removal()?;
         let version = self.resolve(base)?;
         let name = &base.name;
         let exact = BaseRef::exact(name.clone(), version);
@@ -58,17 +50,13 @@ impl Store {
         let held = hold_disks(&folder, &place)?;
         let bytes = usage::of_folder(&folder).map_err(|error| cannot("remove", &place, error))?.freed;
         let versions = self.part(format!("{BASES}/{name}"))?;
-        let staging = lock.stage()?;
-        let remove = || -> io::Result<()> {
-            versions.move_new(&version.to_string(), staging.folder(), REMOVED)?;
-            versions.sync()
-        };
-        remove().map_err(|error| cannot("remove", &place, error))?;
+        let taken = lock
+            .take_out(&versions, &version.to_string())
+            .map_err(|error| cannot("remove", &place, error))?;
         // Fails while there are other versions, which is right.
         let _ = self.part(BASES)?.remove_folder(name.as_str());
         drop((held, lock));
-        drop(staging);
-        Ok(Freed { bytes })
+        give_back(taken, bytes, &place)
     }
 
     /// Renames a clone that nobody has open, or a base that no clone stands on.
@@ -116,18 +104,37 @@ impl Store {
         rename().map_err(|error| cannot("rename", place, error))
     }
 
-    /// What stands on a base version, as a user calls it.
-    pub(super) fn dependents(&self, base: &BaseRef) -> Result<Vec<String>> {
-        let mut above: Vec<String> =
-            self.clones_of(base)?.iter().map(|name| format!("clone {name}")).collect();
-        for version in self.versions(&base.name)? {
+    /// What stands on a base version: clones and later versions. Its own manifest is not read.
+    ///
+    /// # Errors
+    /// `Corrupt` when a manifest of something that may stand on it is broken; the host's.
+    pub fn standing_on(&self, base: &BaseRef) -> Result<Vec<Target>> {
+        let mut above: Vec<Target> = self.clones_of(base)?.into_iter().map(Target::Clone).collect();
+        let later = self.versions(&base.name)?.into_iter().filter(|version| Some(*version) > base.version);
+        for version in later {
             let parent = self.base_manifest(&base.name, version)?.and_then(|manifest| manifest.parent);
             if parent.is_some() && parent == base.version {
-                above.push(format!("base {}@{version}", base.name));
+                above.push(Target::Base(BaseRef::exact(base.name.clone(), version)));
             }
         }
         Ok(above)
     }
+
+    /// The same as a user calls it.
+    pub(super) fn dependents(&self, base: &BaseRef) -> Result<Vec<String>> {
+        let named = |target: &Target| match target {
+            Target::Clone(name) => format!("clone {name}"),
+            Target::Base(base) => format!("base {base}"),
+        };
+        Ok(self.standing_on(base)?.iter().map(named).collect())
+    }
+}
+
+/// The end of a removal, without the store's lock: the rename was what counts.
+fn give_back(taken: Staging, bytes: u64, place: &str) -> Result<Freed> {
+    taken.remove().map(|()| Freed { bytes }).map_err(|error| {
+        Error::io(format!("{place} is removed, but its blocks could not be given back"), error)
+    })
 }
 
 fn stood_on(place: &str, done: &str, above: &[String]) -> Error {

@@ -57,7 +57,7 @@ impl Store {
         let base = self.base(base)?;
         let folder = self.part(format!("{BASES}/{}/{}", base.name, base.version))?;
         let file = folder.file(base_disk(base.format), FileAccess::Read);
-        file.and_then(|file| Fingerprint::of(&file)).map_err(|error| cannot_read(&base, &folder, error))
+        file.and_then(|file| Fingerprint::of(&file)).map_err(|error| cannot("read", &base, &folder, error))
     }
 
     /// Seals a base version anew; its file must still be what it was when `expected` was taken.
@@ -76,14 +76,14 @@ impl Store {
             disk.sync_all()?;
             Fingerprint::of(&disk).map(Some)
         };
-        let fingerprint = write().map_err(|error| cannot_read(&found, &folder, error))?;
+        let fingerprint = write().map_err(|error| cannot("seal", &found, &folder, error))?;
         let sealed = fingerprint.filter(|now| expected.without_ctime() == now.without_ctime());
         manifest.fingerprint = sealed.ok_or_else(|| {
             Error::new(Kind::Changed, format!("base {base} was changed while it was read; find out by whom"))
         })?;
         folder
             .replace_small(BASE_FILE, &manifest::bytes(&manifest)?)
-            .map_err(|error| cannot_read(&found, &folder, error))?;
+            .map_err(|error| cannot("seal", &found, &folder, error))?;
         Ok(base_of(&base.name, version, manifest))
     }
 
@@ -111,7 +111,10 @@ impl Store {
     }
 }
 
-fn cannot_read(base: &Base, folder: &Folder, error: io::Error) -> Error {
+fn cannot(what: &str, base: &Base, folder: &Folder, error: io::Error) -> Error {
     let place = format!("base {}@{}", base.name, base.version);
-    Error::io(format!("{place}: cannot read {}", folder.path().join(base_disk(base.format)).display()), error)
+    Error::io(
+        format!("{place}: cannot {what} {}", folder.path().join(base_disk(base.format)).display()),
+        error,
+    )
 }

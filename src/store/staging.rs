@@ -2,11 +2,12 @@
 //!
 //! A staging folder `tmp/S` belongs to the process that holds a `flock` on it. One that nobody holds is debris, or,
 //! when it has a file `.commit`, a batch whose decision was made and whose renames are finished by whoever comes next.
+//! A folder `tmp/removed-S` was a clone or a base version; a `.commit` in it says nothing.
 
 use super::Store;
 use super::layout::{CLONES, STORE_FILE, TMP};
 use crate::error::{Error, Kind, Result};
-use crate::storage::{FileAccess, Folder, is_folder};
+use crate::storage::{FileAccess, Folder};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
@@ -18,6 +19,8 @@ use std::time::{Duration, Instant};
 /// The file that says that the folders beside it are clones to be put in place.
 /// No clone has such a name.
 const COMMIT: &str = ".commit";
+/// How the names of what is being removed begin; no other staging folder's name does.
+const REMOVED: &str = "removed-";
 /// How long a command waits for another one to finish its change.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -29,8 +32,32 @@ pub(super) struct StoreLock {
 }
 
 impl Store {
-    /// Waits for the lock, then removes what dead processes left.
+    /// Waits for the lock, then finishes what dead processes decided and removes what they left.
+    ///
+    /// # Errors
+    /// `Busy` after a minute; the host's, also when a decided batch cannot be finished. Debris that cannot be removed
+    /// is no error.
     pub(super) fn lock(&self) -> Result<StoreLock> {
+        let lock = self.wait_for_lock()?;
+        lock.collect().map_err(|error| {
+            let tmp = self.root().join(TMP);
+            Error::io(
+                format!("cannot finish the making of clones that was cut short in {}", tmp.display()),
+                error,
+            )
+        })?;
+        Ok(lock)
+    }
+
+    /// The lock for a removal, which may be what makes room for the rest of a batch.
+    pub(super) fn lock_for_removal(&self) -> Result<StoreLock> {
+        let lock = self.wait_for_lock()?;
+        // The next command that is no removal reports it.
+        let _ = lock.collect();
+        Ok(lock)
+    }
+
+    fn wait_for_lock(&self) -> Result<StoreLock> {
         let place = || format!("cannot lock the store {}", self.root().display());
         let mut file =
             self.folder().file(STORE_FILE, FileAccess::Read).map_err(|error| Error::io(place(), error))?;
@@ -52,22 +79,14 @@ impl Store {
             }
             std::thread::sleep(Duration::from_millis(3));
         };
-        let lock = StoreLock { store: self.clone(), _file: file };
-        lock.collect().map_err(|error| {
-            Error::io(format!("cannot clean up {}", self.root().join(TMP).display()), error)
-        })?;
-        Ok(lock)
+        Ok(StoreLock { store: self.clone(), _file: file })
     }
 
     /// Whether a batch of a dead process waits to be finished.
     pub(super) fn has_unfinished_batch(&self) -> io::Result<bool> {
         let tmp = self.folder().folder(TMP)?;
         for name in tmp.names()? {
-            let committed = match tmp.folder(&name) {
-                Ok(staged) => staged.has(COMMIT)?,
-                Err(_) => false,
-            };
-            if committed {
+            if tmp.folder(&name).is_ok_and(|staged| is_batch(&name, &staged)) {
                 return Ok(true);
             }
         }
@@ -78,34 +97,51 @@ impl Store {
 impl StoreLock {
     fn collect(&self) -> io::Result<()> {
         let tmp = self.store.folder().folder(TMP)?;
+        let mut unfinished = Ok(());
         for name in tmp.names()? {
-            if is_folder(&tmp.stat(&name)?) {
-                let folder = tmp.folder(&name)?;
-                let Ok(_mine) = Flock::lock(own(&folder)?, FlockArg::LockExclusiveNonblock) else { continue };
-                if folder.has(COMMIT)? {
-                    finish_batch(&folder, &self.store.folder().folder(CLONES)?)?;
+            let folder = match tmp.folder(&name) {
+                Ok(folder) => folder,
+                Err(error) => {
+                    // A file or a link; anything else may be a folder that somebody holds, or that is gone by now.
+                    if matches!(error.raw_os_error(), Some(libc::ENOTDIR | libc::ELOOP)) {
+                        let _ = tmp.unlink_if_there(&name);
+                    }
+                    continue;
+                }
+            };
+            let Ok(_mine) = hold(&folder) else { continue };
+            if is_batch(&name, &folder) {
+                let finished = self.store.folder().folder(CLONES).and_then(|to| finish_batch(&folder, &to));
+                if finished.is_err() {
+                    unfinished = finished;
+                    continue;
                 }
             }
-            tmp.remove_tree(&name)?;
+            // What cannot be removed (a sealed file, without the right to unseal it) waits for somebody who can.
+            let _ = tmp.remove_tree(&name);
         }
-        Ok(())
+        unfinished
+    }
+
+    /// Takes the folder `victim` out of `from`: it becomes a staging folder itself, which needs no room on the host.
+    pub(super) fn take_out(&self, from: &Folder, victim: &str) -> io::Result<Staging> {
+        let tmp = self.store.folder().folder(TMP)?;
+        let folder = from.folder(victim)?;
+        // Held before it is in `tmp`, so that it is never debris there while we live.
+        let mine = hold(&folder)?;
+        let name = with_new_name(REMOVED, |name| from.move_new(victim, &tmp, name))?;
+        let staging = Staging { tmp, name, folder, keep: false, _mine: mine };
+        from.sync()?;
+        Ok(staging)
     }
 
     /// A new folder in `tmp`, ours until it is dropped.
     pub(super) fn stage(&self) -> Result<Staging> {
-        static COUNTER: AtomicU32 = AtomicU32::new(0);
         let make = || -> io::Result<Staging> {
             let tmp = self.store.folder().folder(TMP)?;
-            let name = loop {
-                let name = format!("{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-                match tmp.make_folder(&name) {
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                    other => break other.map(|()| name)?,
-                }
-            };
+            let name = with_new_name("", |name| tmp.make_folder(name))?;
             let folder = tmp.folder(&name)?;
-            let mine = Flock::lock(own(&folder)?, FlockArg::LockExclusiveNonblock)
-                .map_err(|(_, errno)| io::Error::from(errno))?;
+            let mine = hold(&folder)?;
             Ok(Staging { tmp, name, folder, keep: false, _mine: mine })
         };
         make().map_err(|error| {
@@ -114,8 +150,26 @@ impl StoreLock {
     }
 }
 
-fn own(folder: &Folder) -> io::Result<File> {
-    Ok(File::from(folder.as_fd().try_clone_to_owned()?))
+/// Does `make` with names that begin so, until one is not taken.
+fn with_new_name(prefix: &str, make: impl Fn(&str) -> io::Result<()>) -> io::Result<String> {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let name = format!("{prefix}{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+        match make(&name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => return other.map(|()| name),
+        }
+    }
+}
+
+fn hold(folder: &Folder) -> io::Result<Flock<File>> {
+    let own = File::from(folder.as_fd().try_clone_to_owned()?);
+    Flock::lock(own, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+}
+
+/// Whether a staging folder is a batch that was decided.
+fn is_batch(name: &str, folder: &Folder) -> bool {
+    !name.starts_with(REMOVED) && folder.has(COMMIT).unwrap_or(false)
 }
 
 /// A folder in `tmp` of a living process; removed with all that is left in it when dropped.
@@ -132,6 +186,12 @@ impl Staging {
     /// The folder.
     pub(super) fn folder(&self) -> &Folder {
         &self.folder
+    }
+
+    /// Removes it with all that is in it now, and tells when that fails; what stays is debris for later commands.
+    pub(super) fn remove(mut self) -> io::Result<()> {
+        self.keep = true;
+        self.tmp.remove_tree(&self.name)
     }
 
     /// Puts all folders staged here into `clones`, all or none even if the process dies: with several, the file

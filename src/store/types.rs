@@ -2,6 +2,7 @@
 
 use super::digest::Digest;
 use super::name::Name;
+use crate::error::{Error, Kind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -118,6 +119,52 @@ pub struct Overview {
     pub bases: Vec<(Base, Usage)>,
     /// All clones, sorted by name.
     pub clones: Vec<(Clone, Usage)>,
+    /// What is left out.
+    pub broken: Vec<Broken>,
+}
+
+/// A base version or clone that cannot be told of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Broken {
+    /// `base` or `clone`.
+    pub kind: &'static str,
+    /// `NAME@V` of a base version, `NAME` of a clone (or of a base whose versions cannot be listed).
+    pub name: String,
+    /// What is wrong and what to do.
+    pub reason: String,
+    #[serde(skip)]
+    pub(super) cause: Kind,
+}
+
+/// Everything in a store whose manifests are good, and what has a broken one.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// Every version of every base, sorted by name and version.
+    pub bases: Vec<Base>,
+    /// All clones, sorted by name.
+    pub clones: Vec<Clone>,
+    /// What is left out.
+    pub broken: Vec<Broken>,
+}
+
+impl Broken {
+    pub(super) fn new(kind: &'static str, name: String, error: &Error) -> Self {
+        let mut reason = error.to_string();
+        if let Some(cause) = std::error::Error::source(error) {
+            reason.push_str(&format!(": {cause}"));
+        }
+        if error.kind() == Kind::Corrupt {
+            reason.push_str(&format!(
+                "; put its {kind}.json back from a backup, or remove it: `cowshed rm {name}`"
+            ));
+        }
+        Self { kind, name, reason, cause: error.kind() }
+    }
+
+    /// It as an error of what cannot do without it.
+    pub(super) fn error(&self) -> Error {
+        Error::new(self.cause, format!("{} {}: {}", self.kind, self.name, self.reason))
+    }
 }
 
 /// What a removal gave back.

@@ -1,8 +1,8 @@
 //! What things cost on the host: blocks, as the filesystem counts them.
 
-use super::layout::{BASES, CLONES, base_disk};
-use super::{Base, Clone, Name, Overview, Store, Target, Usage};
-use crate::error::{Error, Result};
+use super::layout::{BASES, CLONES, base_disk, checkpoint_disk, checkpoint_file};
+use super::{Base, Broken, Clone, Name, Overview, Store, Survey, Target, Usage};
+use crate::error::{Error, Kind, Result};
 use crate::storage::{Folder, block_bytes, is_file};
 use std::collections::HashMap;
 use std::io;
@@ -59,38 +59,75 @@ impl Store {
             Target::Base(base) => {
                 let base = self.base(base)?;
                 let exact = super::BaseRef::exact(base.name.clone(), base.version);
-                self.base_usage(&base, !self.dependents(&exact)?.is_empty())
+                let shared_bytes = match base.parent {
+                    Some(parent) => self.bytes_down(&base.name, parent)?,
+                    None => 0,
+                };
+                self.base_usage(&base, !self.dependents(&exact)?.is_empty(), shared_bytes)
             }
         }
     }
 
-    /// Everything in the store with what it costs: one pass, for lists.
+    /// What the host gets back when a clone or base version goes, and all that stands on it before; nothing but its
+    /// folder is read, so that it is told of a broken one too.
     ///
     /// # Errors
-    /// As [`Store::bases`] and [`Store::clones`].
+    /// `NotFound`, the host's.
+    pub fn bytes_if_removed(&self, target: &Target) -> Result<u64> {
+        let folder = match target {
+            Target::Clone(name) => format!("{CLONES}/{name}"),
+            Target::Base(base) => format!("{BASES}/{}/{}", base.name, self.resolve(base)?),
+        };
+        Ok(self.blocks_of(&folder)?.freed)
+    }
+
+    /// What the host gets back when a checkpoint goes.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such clone, the host's.
+    pub fn checkpoint_bytes_if_removed(&self, name: &Name, number: u32) -> Result<u64> {
+        let folder = self.part(format!("{CLONES}/{name}"))?;
+        of_files(&folder, &[checkpoint_file(number), checkpoint_disk(number)])
+            .map(|blocks| blocks.freed)
+            .map_err(|error| Error::io(format!("cannot read {}", folder.path().display()), error))
+    }
+
+    /// Everything in the store with what it costs: one pass, for lists. Below something broken it counts no shared
+    /// bytes, and while a clone is broken no base counts as free to go.
+    ///
+    /// # Errors
+    /// As [`Store::survey`].
     pub fn overview(&self) -> Result<Overview> {
-        let (bases, clones) = (self.bases()?, self.clones()?);
-        let mut overview = Overview::default();
-        for base in &bases {
-            let used = clones
-                .iter()
-                .any(|clone| clone.base.name == base.name && clone.base.version == base.version)
-                || bases.iter().any(|other| other.name == base.name && other.parent == Some(base.version));
-            overview.bases.push((base.clone(), self.base_usage(base, used)?));
-        }
+        let Survey { bases, clones, broken } = self.survey()?;
+        let mut overview = Overview { broken, ..Overview::default() };
+        let unsure = overview.broken.iter().any(|broken| broken.kind == "clone");
         let mut shared: HashMap<(Name, u32), u64> = HashMap::new();
-        for clone in clones {
-            let key = (clone.base.name.clone(), clone.base.version);
-            let bytes = match shared.get(&key) {
-                Some(bytes) => *bytes,
-                None => {
-                    let bytes = self.bytes_down(&key.0, key.1)?;
-                    shared.insert(key, bytes);
-                    bytes
+        let mut bytes_down = |name: &Name, version: u32| {
+            let known = shared.entry((name.clone(), version));
+            *known.or_insert_with(|| self.bytes_down(name, version).unwrap_or(0))
+        };
+        for base in &bases {
+            let stands = |clone: &Clone| clone.base.name == base.name && clone.base.version == base.version;
+            let used = unsure
+                || clones.iter().any(stands)
+                || bases.iter().any(|other| other.name == base.name && other.parent == Some(base.version));
+            let shared_bytes = base.parent.map_or(0, |parent| bytes_down(&base.name, parent));
+            match self.base_usage(base, used, shared_bytes) {
+                Ok(usage) => overview.bases.push((base.clone(), usage)),
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => {
+                    let name = format!("{}@{}", base.name, base.version);
+                    overview.broken.push(Broken::new("base", name, &error));
                 }
-            };
-            let usage = self.clone_usage(&clone, bytes)?;
-            overview.clones.push((clone, usage));
+            }
+        }
+        for clone in clones {
+            let shared_bytes = bytes_down(&clone.base.name, clone.base.version);
+            match self.clone_usage(&clone, shared_bytes) {
+                Ok(usage) => overview.clones.push((clone, usage)),
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => overview.broken.push(Broken::new("clone", clone.name.to_string(), &error)),
+            }
         }
         Ok(overview)
     }
@@ -100,12 +137,8 @@ impl Store {
         Ok(Usage { own_bytes: blocks.own, shared_bytes, freed_if_deleted: blocks.freed })
     }
 
-    fn base_usage(&self, base: &Base, used: bool) -> Result<Usage> {
+    fn base_usage(&self, base: &Base, used: bool, shared_bytes: u64) -> Result<Usage> {
         let blocks = self.blocks_of(&format!("{BASES}/{}/{}", base.name, base.version))?;
-        let shared_bytes = match base.parent {
-            Some(parent) => self.bytes_down(&base.name, parent)?,
-            None => 0,
-        };
         Ok(Usage {
             own_bytes: blocks.own,
             shared_bytes,

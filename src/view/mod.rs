@@ -106,7 +106,7 @@ impl View {
     }
 
     fn list_clones(&self) -> io::Result<Vec<String>> {
-        let clones = self.store.clones()?;
+        let clones = self.store.survey()?.clones;
         let known: BTreeSet<&Name> = clones.iter().map(|clone| &clone.name).collect();
         self.facts.forget_all_but(&known);
         let partitions = |name: &Name| -> Vec<String> {
@@ -137,7 +137,9 @@ impl Source for View {
 
     fn list(&self, folder: &str) -> io::Result<Vec<String>> {
         match folder {
-            BASES => Ok(self.store.bases()?.iter().map(|b| names::base_file(&b.name, b.version)).collect()),
+            BASES => {
+                Ok(self.store.survey()?.bases.iter().map(|b| names::base_file(&b.name, b.version)).collect())
+            }
             CLONES => self.list_clones(),
             _ => Err(io::ErrorKind::NotFound.into()),
         }
