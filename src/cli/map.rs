@@ -49,6 +49,7 @@ fn row(extent: &MapExtent) -> String {
         _ => "hole",
     };
     let file = extent.filename.iter().map(|file| format!(": {file}")).collect::<String>();
-    let from = if extent.present { format!("layer {}{file}", extent.depth) } else { "-".to_owned() };
+    let place = extent.offset.map(|offset| format!(" at {offset}")).unwrap_or_default();
+    let from = if extent.present { format!("layer {}{file}{place}", extent.depth) } else { "-".to_owned() };
     format!("{:>16} {:>16} {kind:<10} {from}\n", extent.start, extent.length)
 }

@@ -4,13 +4,13 @@ use super::interrupt::on_request_to_end;
 use super::mount_log::{self, MountLog};
 use super::output;
 use crate::view::View;
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use fuse_mount::{Options, Stopper};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, OnceLock};
 
@@ -60,7 +60,9 @@ impl Mount {
         let stopper: Arc<OnceLock<Stopper>> = Arc::default();
         let known = stopper.clone();
         on_request_to_end(move || stop(known.get()))?;
-        let view = View::new(context.store()?)?;
+        let store = context.store()?;
+        self.refuse_inside(store.root())?;
+        let view = View::new(store)?;
         let mut options =
             Options { allow_other: self.allow_other, read_only: self.read_only, ..Options::default() };
         options.threads = self.threads.map_or(options.threads, usize::from);
@@ -71,11 +73,26 @@ impl Mount {
         Ok(mount.wait()?)
     }
 
+    /// A view over its own store, or inside it, would hide what it serves.
+    fn refuse_inside(&self, store: &Path) -> anyhow::Result<()> {
+        // A directory that cannot be resolved is refused, or taken over from a dead server, by the mount itself.
+        let (Ok(dir), Ok(store)) = (self.dir.canonicalize(), store.canonicalize()) else { return Ok(()) };
+        if dir.starts_with(&store) || store.starts_with(&dir) {
+            bail!(
+                "{} and the store {} lie inside each other; give another directory",
+                dir.display(),
+                store.display()
+            );
+        }
+        Ok(())
+    }
+
     /// Starts this program again as a server that outlives the terminal, and waits until the view is up.
     fn start(&self, context: &Context) -> anyhow::Result<()> {
         let store = context.store()?;
+        self.refuse_inside(store.root())?;
         let dir = std::path::absolute(&self.dir)?;
-        let log = MountLog::new(store.root(), &dir)?;
+        let log = MountLog::new(store.root(), &dir);
         let program = std::env::current_exe().context("the path of this program cannot be found")?;
         let mut command = Command::new(program);
         command
@@ -87,14 +104,15 @@ impl Mount {
         command.args(self.allow_other.then_some("--allow-other"));
         command.args(self.read_only.then_some("--read-only"));
         command.args(self.threads.map(|threads| format!("--threads={threads}")));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.file()?).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.file()).current_dir("/");
         let mut server = command.spawn().context("the server cannot be started")?;
         let mut said = String::new();
         if let Some(mut answer) = server.stdout.take() {
             answer.read_to_string(&mut said).context("the server cannot be heard")?;
         }
         if said.trim_end() == UP {
-            return log.write_pid(server.id());
+            log.write_pid(server.id());
+            return Ok(());
         }
         let status = server.wait()?;
         log.remove_unless_in_use();
@@ -105,6 +123,7 @@ impl Mount {
     }
 
     fn serve_in_background(&self, context: &Context) -> Outcome {
+        close_inherited();
         // The terminal may go. It fails only for the leader of a process group, which has no terminal to lose then.
         let _ = nix::unistd::setsid();
         let mut is_up = false;
@@ -124,6 +143,17 @@ impl Mount {
             return Ok(ExitCode::FAILURE);
         }
         served.map(|()| ExitCode::SUCCESS)
+    }
+}
+
+/// Closes what the caller of the command had open, such as a shell's lock file: the server would hold it for days.
+fn close_inherited() {
+    let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
+    let open: Vec<i32> =
+        open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for descriptor in open.into_iter().filter(|descriptor| *descriptor > 2) {
+        // The folder's own descriptor is among them, and closed already.
+        let _ = nix::unistd::close(descriptor);
     }
 }
 

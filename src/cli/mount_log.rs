@@ -1,10 +1,11 @@
-//! The files beside a server in the background: what it says, and its process id.
+//! The files beside a server in the background: what it says, and its process id. They are for people to look at: a view
+//! works without them, as on a full or read-only host.
 
-use anyhow::Context as _;
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 /// `mount-X.log` and `mount-X.pid`, X from the directory's path, in `$XDG_RUNTIME_DIR/cowshed`, else in the store's
 /// folder `run`.
@@ -15,11 +16,11 @@ pub(super) struct MountLog {
 
 impl MountLog {
     /// The files for a view at `dir`, in a folder that is made when it is missing.
-    pub(super) fn new(store: &Path, dir: &Path) -> anyhow::Result<Self> {
+    pub(super) fn new(store: &Path, dir: &Path) -> Self {
         let folder = folder(store);
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        made.with_context(|| format!("{} cannot be made", folder.display()))?;
-        Ok(Self::within(&folder, dir))
+        // A view of a store that cannot be written works without them.
+        let _ = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        Self::within(&folder, dir)
     }
 
     fn within(folder: &Path, dir: &Path) -> Self {
@@ -29,14 +30,12 @@ impl MountLog {
     }
 
     /// The log, to be added to: another server of the same directory may still be writing to it.
-    pub(super) fn file(&self) -> anyhow::Result<File> {
-        let opened = File::options().create(true).append(true).open(&self.log);
-        opened.with_context(|| format!("{} cannot be made", self.log.display()))
+    pub(super) fn file(&self) -> Stdio {
+        File::options().create(true).append(true).open(&self.log).map_or_else(|_| Stdio::null(), Stdio::from)
     }
 
-    pub(super) fn write_pid(&self, pid: u32) -> anyhow::Result<()> {
-        let wrote = fs::write(&self.pid, format!("{pid}\n"));
-        wrote.with_context(|| format!("{} cannot be written", self.pid.display()))
+    pub(super) fn write_pid(&self, pid: u32) {
+        let _ = fs::write(&self.pid, format!("{pid}\n"));
     }
 
     /// Takes the log of a server that failed away, unless an earlier one is there.
