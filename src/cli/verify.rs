@@ -127,7 +127,11 @@ fn text(report: &VerifyReport) -> String {
         text = format!("{}: content intact, but not as it was sealed", report.base);
     }
     for range in &report.damaged {
-        text += &format!("\n  {} at byte {} differ from what was sealed", size(range.length), range.start);
+        text += &format!(
+            "\n  {} at byte {} differ from what was sealed or cannot be read",
+            size(range.length),
+            range.start
+        );
     }
     for (is_right, message) in [
         (report.digest_ok, "the digest of its content is not the sealed one"),

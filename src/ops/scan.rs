@@ -7,7 +7,9 @@ use crate::storage::Storage;
 use crate::store::{BLOCK, BlockSum, ContentSums, SumList};
 use crate::units::{GIB, GuestOffset, HostOffset, MIB, index, length};
 use crate::zero::is_zero;
+use parking_lot::Mutex;
 use rayon::prelude::*;
+use std::collections::BTreeSet;
 
 /// What one thread reads at a time: a multiple of [`BLOCK`].
 pub(super) const CHUNK: u64 = 4 * MIB;
@@ -60,19 +62,33 @@ struct Scan<'a> {
     size: u64,
     sink: &'a dyn Sink,
     sums: bool,
+    /// Where first bytes of blocks go that cannot be read; an error ends the scan when `None`.
+    unreadable: Option<&'a Mutex<BTreeSet<u64>>>,
     progress: &'a dyn Progress,
 }
 
 /// Reads the first `size` bytes of `disk` (zeros past its end), gives what is not zero to `sink`, and returns the sums.
 pub(super) fn scan(disk: &Disk, size: u64, sink: &dyn Sink, progress: &dyn Progress) -> Result<SumList> {
     let mut sums = ContentSums::new(size);
-    Scan { disk, size, sink, sums: true, progress }.run(|sum| sums.push(sum))?;
+    Scan { disk, size, sink, sums: true, unreadable: None, progress }.run(|sum| sums.push(sum))?;
     Ok(sums.finish())
+}
+
+/// The same with the first bytes of blocks that cannot be read, which count as zeros in the sums.
+pub(super) fn scan_damaged(
+    disk: &Disk,
+    size: u64,
+    progress: &dyn Progress,
+) -> Result<(SumList, BTreeSet<u64>)> {
+    let (mut sums, unreadable) = (ContentSums::new(size), Mutex::default());
+    Scan { disk, size, sink: &Nowhere, sums: true, unreadable: Some(&unreadable), progress }
+        .run(|sum| sums.push(sum))?;
+    Ok((sums.finish(), unreadable.into_inner()))
 }
 
 /// The same without sums: what is not zero goes to `sink`.
 pub(super) fn copy(disk: &Disk, size: u64, sink: &dyn Sink, progress: &dyn Progress) -> Result<()> {
-    Scan { disk, size, sink, sums: false, progress }.run(|_| ())
+    Scan { disk, size, sink, sums: false, unreadable: None, progress }.run(|_| ())
 }
 
 impl Scan<'_> {
@@ -134,7 +150,9 @@ impl Scan<'_> {
         }
         buf.resize(index(len), 0);
         let there = index(self.disk.size().saturating_sub(start).min(len));
-        self.disk.read(&mut buf[..there], GuestOffset(start))?;
+        if let Err(error) = self.disk.read(&mut buf[..there], GuestOffset(start)) {
+            self.read_blocks(&mut buf[..there], start, error)?;
+        }
         buf[there..].fill(0);
         let mut sums = Vec::new();
         for (number, block) in buf.chunks(index(BLOCK)).enumerate() {
@@ -149,6 +167,20 @@ impl Scan<'_> {
         }
         self.progress.advance(len);
         Ok(sums)
+    }
+
+    /// Reads a chunk that cannot be read in one piece block by block.
+    fn read_blocks(&self, buf: &mut [u8], start: u64, error: Error) -> Result<()> {
+        let Some(unreadable) = self.unreadable else { return Err(error) };
+        for (number, block) in buf.chunks_mut(index(BLOCK)).enumerate() {
+            self.check_cancelled()?;
+            let at = start + length(number) * BLOCK;
+            if self.disk.read(block, GuestOffset(at)).is_err() {
+                block.fill(0);
+                unreadable.lock().insert(at);
+            }
+        }
+        Ok(())
     }
 
     /// Gives the runs of a block that are not zero to the sink, neighbours in one piece.
@@ -170,5 +202,31 @@ impl Scan<'_> {
             Some(from) => self.sink.put(&block[from..], at + length(from)),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::disk::{Layer, RawLayer};
+    use crate::ops::Silent;
+    use crate::storage::{Fault, Memory, Operation};
+    use std::sync::Arc;
+
+    #[test]
+    fn what_cannot_be_read_is_named_by_its_block_and_the_rest_is_read() {
+        let memory = Arc::new(Memory::from_bytes(&vec![7; index(4 * BLOCK)]));
+        let disk = Disk::new(vec![Layer::Raw(RawLayer::new(memory.clone(), false).unwrap())]).unwrap();
+        let fault = Fault { after: 0, only: Some(Operation::Read), errno: libc::EIO, lasting: true };
+        memory.set_fault(Some(fault));
+        assert!(scan(&disk, 4 * BLOCK, &Nowhere, &Silent).is_err());
+        let (_, unreadable) = scan_damaged(&disk, 4 * BLOCK, &Silent).unwrap();
+        assert_eq!(unreadable, (0..4).map(|block| block * BLOCK).collect());
+        // A failure that passes: the whole chunk once, its blocks not.
+        memory.set_fault(Some(Fault { lasting: false, ..fault }));
+        let (sums, unreadable) = scan_damaged(&disk, 4 * BLOCK, &Silent).unwrap();
+        assert!(unreadable.is_empty());
+        assert_eq!(sums.digest, scan(&disk, 4 * BLOCK, &Nowhere, &Silent).unwrap().digest);
     }
 }

@@ -1,12 +1,13 @@
 //! Verify: reads a base again and names what is damaged.
 
 use super::Progress;
-use super::scan::{Nowhere, scan};
+use super::scan::scan_damaged;
 use crate::error::{Error, Kind, Result};
 use crate::storage::forget_cached;
 use crate::store::{BLOCK, Base, BaseRef, Seal, Store};
 use crate::units::length;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fs::File;
 
 /// A damaged part of a disk.
@@ -53,28 +54,31 @@ pub fn verify(store: &Store, base: &BaseRef, progress: &dyn Progress) -> Result<
         let _ = File::open(file).and_then(|file| forget_cached(&file));
     }
     let place = format!("base {}@{}", seal.base.name, seal.base.version);
-    let found = scan(&open.disk, seal.base.size, &Nowhere, progress).map_err(|error| error.at(&place))?;
+    let (found, unreadable) =
+        scan_damaged(&open.disk, seal.base.size, progress).map_err(|error| error.at(&place))?;
     let damaged = match &seal.crcs {
-        Some(sealed) => damaged(sealed, &found.crcs, seal.base.size),
+        Some(sealed) => damaged(sealed, &found.crcs, &unreadable, seal.base.size),
         None => Vec::new(),
     };
     Ok(VerifyReport {
         base: format!("{}@{}", seal.base.name, seal.base.version),
         damaged,
-        digest_ok: found.digest == seal.base.digest && open.disk.size() == seal.base.size,
+        digest_ok: unreadable.is_empty()
+            && found.digest == seal.base.digest
+            && open.disk.size() == seal.base.size,
         fingerprint_ok: seal.untouched,
         sums_ok: seal.crcs.is_some(),
     })
 }
 
-/// Ranges whose sums differ, neighbours merged.
-fn damaged(sealed: &[u8], found: &[u8], size: u64) -> Vec<DamagedRange> {
+/// Ranges whose sums differ or that cannot be read, neighbours merged.
+fn damaged(sealed: &[u8], found: &[u8], unreadable: &BTreeSet<u64>, size: u64) -> Vec<DamagedRange> {
     let mut ranges: Vec<DamagedRange> = Vec::new();
     for (number, (was, is)) in sealed.chunks(4).zip(found.chunks(4)).enumerate() {
-        if was == is {
+        let start = length(number) * BLOCK;
+        if was == is && !unreadable.contains(&start) {
             continue;
         }
-        let start = length(number) * BLOCK;
         let len = BLOCK.min(size - start);
         match ranges.last_mut() {
             Some(last) if last.start + last.length == start => last.length += len,
@@ -120,7 +124,7 @@ mod tests {
         let size = 4 * BLOCK + 512;
         let expected =
             [DamagedRange { start: 0, length: 2 * BLOCK }, DamagedRange { start: 4 * BLOCK, length: 512 }];
-        assert_eq!(damaged(&sealed, &found, size), expected);
-        assert!(damaged(&sealed, &sealed, size).is_empty());
+        assert_eq!(damaged(&sealed, &found, &BTreeSet::new(), size), expected);
+        assert!(damaged(&sealed, &sealed, &BTreeSet::new(), size).is_empty());
     }
 }
