@@ -192,7 +192,7 @@ fn things_that_are_not_there_are_said_in_one_line() {
         &["mount", "/nonexistent/dir"],
         &["umount", "/"],
         &["import", "/nonexistent/image", "--name", "x"],
-        &["man", "/nonexistent/dir"],
+        &["man", "/proc/nonexistent/dir"],
     ] {
         let said = shed.fails(1, arguments);
         assert!(said.len() > 20, "{said}");

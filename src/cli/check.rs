@@ -46,6 +46,8 @@ struct Report {
     name: String,
     errors: u64,
     leaks: u64,
+    /// Whether somebody is writing to the clone, so that it was not checked.
+    busy: bool,
     /// Why the clone cannot be opened or checked.
     refused: Option<String>,
     /// Why checkpoints cannot be opened.
@@ -85,6 +87,8 @@ impl Check {
             }
             reports.push(match self.one(&store, &name) {
                 Ok(report) => report.into(),
+                // A clone in use is no damage; those that are not are checked.
+                Err(error) if self.all && error.kind() == Kind::Busy => Report::busy(name.to_string()),
                 // One clone that cannot be read does not keep the others from being checked.
                 Err(error) if self.all => Report::refused(name.to_string(), failure::sentence(&error.into())),
                 Err(error) => return Err(error.into()),
@@ -122,7 +126,15 @@ impl From<CloneReport> for Report {
         let (errors, leaks) = (report.errors(), report.leaks());
         let layers = report.layers.into_iter().map(Layer::from).collect();
         let (refused, refused_checkpoints) = (report.refused, report.refused_checkpoints);
-        Self { name: report.name.to_string(), errors, leaks, refused, refused_checkpoints, layers }
+        Self {
+            name: report.name.to_string(),
+            errors,
+            leaks,
+            busy: false,
+            refused,
+            refused_checkpoints,
+            layers,
+        }
     }
 }
 
@@ -144,11 +156,25 @@ impl From<LayerReport> for Layer {
 impl Report {
     fn refused(name: String, reason: String) -> Self {
         let refused = Some(reason);
-        Self { name, errors: 1, leaks: 0, refused, refused_checkpoints: Vec::new(), layers: Vec::new() }
+        Self {
+            name,
+            errors: 1,
+            leaks: 0,
+            busy: false,
+            refused,
+            refused_checkpoints: Vec::new(),
+            layers: Vec::new(),
+        }
+    }
+
+    fn busy(name: String) -> Self {
+        let (refused, layers) = (None, Vec::new());
+        Self { name, errors: 0, leaks: 0, busy: true, refused, refused_checkpoints: Vec::new(), layers }
     }
 
     fn text(&self) -> String {
         let mut text = match (self.errors, self.leaks) {
+            _ if self.busy => format!("{}: in use, not checked", self.name),
             (0, 0) => format!("{}: no errors", self.name),
             (0, leaks) => format!("{}: no errors, {}", self.name, count(leaks, "leaked cluster")),
             (errors, leaks) => {

@@ -73,7 +73,7 @@ fn report(store: &Store, target: Target) -> Result<Report> {
             let clone = store.clone_named(name)?;
             Ok(Report::Clone {
                 disk: disk(store, &target, clone.size)?,
-                versions_behind: Versions::of(&store.bases()?).behind(&clone),
+                versions_behind: Versions::of(&store.survey()?.bases).behind(&clone),
                 checkpoints: store.checkpoints(name)?,
                 clone,
             })

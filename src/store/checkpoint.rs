@@ -159,7 +159,10 @@ impl Held<'_> {
     }
 
     fn next_number(&self) -> Result<u32> {
-        let last = self.numbers()?.last().copied().unwrap_or(0);
+        // A manifest whose file is missing keeps its number: the file may be on its way back from a backup.
+        let names = self.folder.names().map_err(|error| cannot_change(self.name, error))?;
+        let manifests = names.iter().filter_map(|name| checkpoint_of_file(name));
+        let last = self.numbers()?.into_iter().chain(manifests).max().unwrap_or(0);
         last.checked_add(1)
             .ok_or_else(|| Error::invalid(format!("clone {} has no checkpoint number left", self.name)))
     }

@@ -1,13 +1,13 @@
 //! Debris in a clone's folder: what a command that died between two renames left.
 
-use super::layout::{CLONE_DISK, checkpoint_disk, checkpoint_file, checkpoint_of_disk, checkpoint_of_file};
+use super::layout::{CLONE_DISK, checkpoint_disk, checkpoint_file, checkpoint_of_disk};
 use crate::qcow2::{Image, OpenOptions};
 use crate::storage::{FileAccess, Folder, HostFile};
 use std::io;
 use std::sync::Arc;
 
-/// Removes unfinished checkpoints, manifests without their file, and files without their manifest that nothing
-/// stands on. The caller holds the store's lock.
+/// Removes unfinished checkpoints, and files without their manifest that nothing stands on. A manifest without its file
+/// stays: no command leaves one, so somebody is putting a backup back file by file. The caller holds the store's lock.
 pub(super) fn clone_folder(folder: &Folder) -> io::Result<()> {
     let active = folder.stat(CLONE_DISK)?.st_ino;
     let names = folder.names()?;
@@ -19,14 +19,8 @@ pub(super) fn clone_folder(folder: &Folder) -> io::Result<()> {
             folder.unlink_if_there(&disk)?;
         }
     }
-    for name in &names {
-        let orphan = match checkpoint_of_file(name) {
-            Some(number) => !folder.has(&checkpoint_disk(number))?,
-            None => name.starts_with('.') && name.ends_with(".new"),
-        };
-        if orphan {
-            folder.unlink_if_there(name)?;
-        }
+    for name in names.iter().filter(|name| name.starts_with('.') && name.ends_with(".new")) {
+        folder.unlink_if_there(name)?;
     }
     Ok(())
 }
