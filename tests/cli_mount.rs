@@ -89,3 +89,50 @@ fn a_read_only_view_takes_no_writes() {
     fs::File::open(dir.join("clones/web.raw")).unwrap();
     shed.ok(&["umount", dir.to_str().unwrap()]);
 }
+
+#[test]
+fn a_view_never_covers_its_own_store_nor_lies_in_it() {
+    let shed = Shed::with_base();
+    for dir in [shed.root(), shed.root().join("tmp"), shed.dir.path().to_owned()] {
+        for foreground in [&[][..], &["--foreground"]] {
+            let said = shed.fails(1, &[&["mount", dir.to_str().unwrap()], foreground].concat());
+            assert!(said.contains("inside each other"), "{said}");
+            assert!(!is_mounted(&dir));
+        }
+    }
+}
+
+#[test]
+fn a_view_needs_no_place_for_its_log_and_holds_nothing_of_its_caller() {
+    let shed = Shed::with_base();
+    shed.ok(&["clone", "deb", "web"]);
+    fs::write(shed.root().join("run"), "no folder").unwrap();
+    let dir = shed.path("view");
+    fs::create_dir(&dir).unwrap();
+    let lock = shed.path("lock");
+    let script = format!(
+        "exec 9>{lock}; flock 9; {program} --store {store} mount {dir}",
+        lock = lock.display(),
+        program = env!("CARGO_BIN_EXE_cowshed"),
+        store = shed.root().display(),
+        dir = dir.display()
+    );
+    must("bash", &["-c", &script]);
+    assert!(is_mounted(&dir));
+    // The caller's lock went with the caller.
+    must("flock", &["--nonblock", lock.to_str().unwrap(), "true"]);
+    shed.ok(&["umount", dir.to_str().unwrap()]);
+}
+
+#[test]
+fn a_check_of_all_passes_over_a_clone_in_use() {
+    let shed = Shed::with_base();
+    shed.ok(&["clone", "deb", "idle", "used"]);
+    let view = shed.mount();
+    let file = fs::File::options().write(true).open(view.clone_file("used")).unwrap();
+    let said = shed.ok(&["check", "--all"]);
+    assert!(said.contains("used: in use, not checked") && said.contains("idle: no errors"), "{said}");
+    shed.fails(1, &["check", "used"]);
+    drop(file);
+    view.unmount();
+}
