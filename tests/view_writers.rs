@@ -206,7 +206,13 @@ fn fio_verifies_what_its_threads_wrote() {
         let mut arguments =
             vec!["--name=verify", "--thread", "--numjobs=4", "--size=8M", "--offset_increment=8M"];
         arguments.extend([&filename, "--rw=randrw", "--rwmixread=30", "--verify=crc32c", "--do_verify=1"]);
-        arguments.extend(["--verify_fatal=1", "--fallocate=none", "--randrepeat=1", "--fsync=64"]);
+        arguments.extend([
+            "--verify_fatal=1",
+            "--fallocate=none",
+            "--randrepeat=1",
+            "--fsync=64",
+            "--verify_state_save=0",
+        ]);
         arguments.extend(options);
         let said = must("fio", &arguments);
         assert!(!said.contains("verify: bad"), "{name}: {said}");
