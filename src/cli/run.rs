@@ -2,7 +2,7 @@ use super::Outcome;
 use super::context::Context;
 use crate::store::{BaseRef, Name, Store, Target};
 use crate::view::Single;
-use crate::vm::{self, AccelChoice, Serial, VmConfig};
+use crate::vm::{self, AccelChoice, Serial, SignalWatch, VmConfig};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use fuse_mount::{Mount, Options};
@@ -53,7 +53,7 @@ pub(super) struct Run {
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     ssh_port: Option<u16>,
     /// Seconds that the guest may take to power off before it is stopped.
-    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(..=GRACE_MAX))]
     grace: u64,
     /// The QEMU program.
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
@@ -62,6 +62,9 @@ pub(super) struct Run {
     #[arg(last = true, value_name = "QEMU ARGUMENTS")]
     extra: Vec<OsString>,
 }
+
+/// A year, in seconds.
+const GRACE_MAX: u64 = 31_536_000;
 
 fn memory(text: &str) -> Result<u32, String> {
     let (digits, factor) = match text.strip_suffix(['G', 'g']) {
@@ -95,11 +98,13 @@ struct PrivateMount {
 
 impl Run {
     pub(super) fn run(self, context: &Context) -> Outcome {
+        // The first to come and the last to go: a signal at any time between leaves nothing behind.
+        let mut signals = SignalWatch::install().context("signals cannot be caught")?;
         let store = context.store()?;
         let target = store.find(&self.name)?;
         let disk = self.disk(&store, &target)?;
         let config = self.config(&target);
-        let ran = vm::run(&config, &disk.path, &|sentence| {
+        let ran = vm::run(&config, &disk.path, &mut signals, &|sentence| {
             let _ = writeln!(io::stderr(), "cowshed: {sentence}");
         });
         // The view ends first: whatever happened, what the guest flushed is safe then.
