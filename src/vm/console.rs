@@ -242,7 +242,7 @@ fn copy_input(to: &ChildStdin, stop: &AtomicBool, quit: &AtomicBool) {
 }
 
 /// Whether `fd` is ready within a tick; also when it is closed or broken, which its use will tell.
-pub(super) fn polls(fd: BorrowedFd<'_>, what: PollFlags) -> bool {
+fn polls(fd: BorrowedFd<'_>, what: PollFlags) -> bool {
     let mut fds = [PollFd::new(fd, what)];
     poll(&mut fds, PollTimeout::from(TICK_MS)).is_ok_and(|ready| ready > 0)
 }
