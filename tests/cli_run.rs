@@ -4,11 +4,13 @@
 #[path = "common/cli.rs"]
 mod common;
 
-use common::Shed;
 use common::store::{file_digest, qemu_check};
+use common::{Shed, until};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::process::Stdio;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
 
 /// A boot sector for a BIOS.
 fn boot_sector() -> [u8; 512] {
@@ -106,4 +108,140 @@ fn a_base_is_not_run_for_keeps() {
     let shed = shed();
     let said = shed.fails(1, &["run", "deb"]);
     assert!(said.contains("--ephemeral"), "{said}");
+}
+
+/// A QEMU that does what a few lines of bash say. `$disk` is its disk, `greet` speaks QMP up to the point where
+/// commands are taken.
+struct Fake {
+    shed: Shed,
+    program: PathBuf,
+    runtime: PathBuf,
+}
+
+const FAKE: &str = r#"#!/bin/bash
+for word; do
+    case $word in
+    *id=qmp,fd=*) fd=${word##*fd=} ;;
+    *'"filename":"'*) disk=${word#*'"filename":"'}; disk=${disk%%'"'*} ;;
+    esac
+done
+greet() {
+    echo '{"QMP": {}}' >&$fd
+    read -r request <&$fd
+    echo '{"return": {}, "id": 1}' >&$fd
+}
+"#;
+
+impl Fake {
+    fn new(script: &str) -> Self {
+        let shed = shed();
+        let (program, runtime) = (shed.path("qemu"), shed.path("runtime"));
+        fs::write(&program, format!("{FAKE}{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(&runtime).unwrap();
+        Self { shed, program, runtime }
+    }
+
+    fn command(&self, arguments: &[&str]) -> std::process::Command {
+        let program = self.program.to_str().unwrap();
+        let all = [&["run", "web", "--accel", "tcg", "--qemu", program], arguments].concat();
+        let mut command = self.shed.command(&all);
+        command.env("XDG_RUNTIME_DIR", &self.runtime).env("OUT", self.shed.path("out")).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self) -> Output {
+        self.command(&["--serial", "none"]).output().unwrap()
+    }
+
+    /// What the script left in `$OUT`.
+    fn out(&self) -> String {
+        fs::read_to_string(self.shed.path("out")).unwrap()
+    }
+
+    /// Asserts the exit code, and that nothing of the run is left.
+    fn ended(&self, code: i32, output: &Output) {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{}: {said}", output.status);
+        assert_eq!(fs::read_dir(&self.runtime).unwrap().count(), 0, "a mount is left: {said}");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(self.runtime.to_str().unwrap()), "{mounts}");
+    }
+}
+
+#[test]
+fn a_signal_before_qemu_answers_ends_the_run() {
+    let fake = Fake::new("kill -TERM $PPID\nexec sleep 50");
+    fake.ended(143, &fake.run());
+    let fake = Fake::new("kill -HUP $PPID\neval \"exec $fd>&-\"\nexec sleep 50");
+    fake.ended(129, &fake.run());
+}
+
+#[test]
+fn a_power_button_that_is_answered_late_is_not_a_request_to_end() {
+    let fake = Fake::new(
+        "greet\nkill -INT $PPID\nread -r first <&$fd\nif read -t 2 -r second <&$fd; then first+=$second; fi\n\
+         echo \"$first\" >$OUT\nexit 0",
+    );
+    fake.ended(0, &fake.run());
+    let said = fake.out();
+    assert!(said.contains("system_powerdown") && !said.contains("quit"), "{said}");
+}
+
+#[test]
+fn a_second_signal_ends_a_machine_that_answers_nothing() {
+    let fake = Fake::new("greet\n(sleep 0.2; kill -INT $PPID; sleep 1; kill -INT $PPID) &\nexec sleep 50");
+    fake.ended(130, &fake.run());
+}
+
+#[test]
+fn somebody_in_the_private_mount_and_a_signal_leave_no_mount() {
+    let fake = Fake::new(
+        "greet\nprintf 'kept' | dd of=\"$disk\" bs=512 seek=8 conv=notrunc 2>/dev/null\n\
+         (cd \"${disk%/*}\"; echo $BASHPID >$OUT; sleep 0.3; kill -TERM $1; exec sleep 50) \
+         >/dev/null 2>&1 <&- &\nexit 0"
+            .replace("kill -TERM $1", "kill -TERM $PPID")
+            .as_str(),
+    );
+    let output = fake.run();
+    let holder = fake.out();
+    let _ = std::process::Command::new("kill").arg(holder.trim()).status();
+    fake.ended(0, &output);
+    assert_eq!(&sector_8(&fake.shed)[..4], b"kept");
+}
+
+#[test]
+fn a_run_whose_output_nobody_reads_can_be_ended() {
+    let fake = Fake::new(
+        "greet\n(sleep 0.5; kill -INT $PPID; sleep 1; kill -INT $PPID) >/dev/null &\n\
+         exec head -c 1000000 /dev/zero",
+    );
+    let mut child = fake.command(&[]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut status = None;
+    until("the end of the run", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(130));
+}
+
+#[test]
+fn what_cannot_work_is_said_in_one_line() {
+    let shed = shed();
+    let said = shed.fails(2, &["run", "web", "--grace", "18446744073709551615"]);
+    assert!(said.contains("31536000"), "{said}");
+    let said = shed.fails(1, &["run", "web", "--kernel", "/nonexistent/kernel"]);
+    assert!(said.contains("/nonexistent/kernel"), "{said}");
+    let said = shed.fails(1, &["run", "web", "--qemu", "nonexistent-qemu"]);
+    assert!(said.contains("nonexistent-qemu"), "{said}");
+
+    let view = shed.mount();
+    let dir = view.dir.to_str().unwrap();
+    let writer = File::options().write(true).open(view.clone_file("web")).unwrap();
+    for arguments in [&["run", "web"][..], &["run", "web", "--view", dir]] {
+        let said = shed.fails(1, arguments);
+        assert!(said.contains("in use") || said.contains("open"), "{said}");
+    }
+    drop(writer);
+    view.unmount();
 }

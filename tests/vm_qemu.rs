@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cowshed::vm::{AccelChoice, Machine, Serial, Started, VmConfig, VmError, run};
+use cowshed::vm::{AccelChoice, Machine, Serial, SignalWatch, Started, VmConfig, VmError, VmExit};
 use tempfile::TempDir;
 
 /// No boot of the guest takes longer than this, even with two on a busy host.
@@ -21,6 +21,10 @@ const BOOT_LIMIT: Duration = Duration::from_secs(240);
 
 /// A signal reaches every session of a process, so tests that share one take turns.
 static TURN: Mutex<()> = Mutex::new(());
+
+fn run(config: &VmConfig, disk: &Path, notify: &dyn Fn(&str)) -> Result<VmExit, VmError> {
+    cowshed::vm::run(config, disk, &mut SignalWatch::install().unwrap(), notify)
+}
 
 struct Guest {
     folder: PathBuf,

@@ -3,12 +3,12 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-/// `mount-X.log` and `mount-X.pid`, X from the directory's path, in `$XDG_RUNTIME_DIR/cowshed`, else in the store's
-/// folder `run`.
+/// `mount-X.log` and `mount-X.pid`, X from the directory's path, in `$XDG_RUNTIME_DIR/cowshed` if that is a
+/// folder of this user, else in the store's folder `run`.
 pub(super) struct MountLog {
     log: PathBuf,
     pid: PathBuf,
@@ -60,8 +60,16 @@ fn remove(file: &Path) {
     let _ = fs::remove_file(file);
 }
 
+/// `$XDG_RUNTIME_DIR` if it is a folder of this user: `su` keeps the variable of the user before.
+pub(super) fn runtime_dir() -> Option<PathBuf> {
+    let dir = PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR")?);
+    let metadata = dir.metadata().ok()?;
+    let is_ours = metadata.is_dir() && metadata.uid() == nix::unistd::geteuid().as_raw();
+    is_ours.then_some(dir)
+}
+
 fn folder(store: &Path) -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir()) {
+    match runtime_dir() {
         Some(dir) => dir.join("cowshed"),
         None => store.join("run"),
     }

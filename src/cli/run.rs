@@ -1,14 +1,16 @@
+mod disk;
+
+use self::disk::Disk;
 use super::Outcome;
 use super::context::Context;
-use crate::store::{BaseRef, Name, Store, Target};
+use crate::store::{BaseRef, Store, Target};
 use crate::view::Single;
-use crate::vm::{self, AccelChoice, Serial, VmConfig};
+use crate::vm::{self, AccelChoice, Serial, SignalWatch, VmConfig};
 use anyhow::{Context as _, bail};
 use clap::Args;
-use fuse_mount::{Mount, Options};
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,7 +55,7 @@ pub(super) struct Run {
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     ssh_port: Option<u16>,
     /// Seconds that the guest may take to power off before it is stopped.
-    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(..=GRACE_MAX))]
     grace: u64,
     /// The QEMU program.
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
@@ -62,6 +64,9 @@ pub(super) struct Run {
     #[arg(last = true, value_name = "QEMU ARGUMENTS")]
     extra: Vec<OsString>,
 }
+
+/// A year, in seconds.
+const GRACE_MAX: u64 = 31_536_000;
 
 fn memory(text: &str) -> Result<u32, String> {
     let (digits, factor) = match text.strip_suffix(['G', 'g']) {
@@ -81,25 +86,15 @@ fn serial(text: &str) -> Result<Serial, String> {
     }
 }
 
-/// A disk file to run, with what keeps it there.
-struct Disk {
-    path: PathBuf,
-    private: Option<PrivateMount>,
-}
-
-struct PrivateMount {
-    mount: Mount,
-    // After the mount, so that it is empty when it is removed.
-    _dir: tempfile::TempDir,
-}
-
 impl Run {
     pub(super) fn run(self, context: &Context) -> Outcome {
+        // The first to come and the last to go: a signal at any time between leaves nothing behind.
+        let mut signals = SignalWatch::install().context("signals cannot be caught")?;
         let store = context.store()?;
         let target = store.find(&self.name)?;
         let disk = self.disk(&store, &target)?;
         let config = self.config(&target);
-        let ran = vm::run(&config, &disk.path, &|sentence| {
+        let ran = vm::run(&config, &disk.path, &mut signals, &|sentence| {
             let _ = writeln!(io::stderr(), "cowshed: {sentence}");
         });
         // The view ends first: whatever happened, what the guest flushed is safe then.
@@ -133,38 +128,15 @@ impl Run {
             ),
         };
         match &self.view {
-            Some(dir) => in_view(dir, name),
+            Some(dir) => Disk::in_view(store, dir, name),
             None if self.ephemeral => {
                 let scratch = Arc::new(store.scratch(target)?);
-                mount_privately(Single::of_scratch(scratch, name)?)
+                Disk::mount_privately(Single::of_scratch(scratch, name)?)
             }
-            None => mount_privately(Single::of_clone(store, name)?),
-        }
-    }
-}
-
-fn in_view(dir: &Path, name: &Name) -> anyhow::Result<Disk> {
-    let path = std::path::absolute(dir)?.join(crate::view::CLONES).join(format!("{name}.raw"));
-    let found = path.symlink_metadata();
-    found.with_context(|| format!("{} is no file of a mounted view", path.display()))?;
-    Ok(Disk { path, private: None })
-}
-
-fn mount_privately(source: Single) -> anyhow::Result<Disk> {
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
-    let parent = runtime.unwrap_or_else(std::env::temp_dir);
-    let dir = tempfile::Builder::new().prefix("cowshed-run-").tempdir_in(&parent);
-    let dir = dir.with_context(|| format!("no folder can be made in {}", parent.display()))?;
-    let path = dir.path().join(source.file());
-    let mount = fuse_mount::mount(source, dir.path(), Options::default())?;
-    Ok(Disk { path, private: Some(PrivateMount { mount, _dir: dir }) })
-}
-
-impl Disk {
-    fn end(self) -> anyhow::Result<()> {
-        match self.private {
-            Some(private) => Ok(private.mount.unmount()?),
-            None => Ok(()),
+            None => {
+                disk::try_writing(store, name)?;
+                Disk::mount_privately(Single::of_clone(store, name)?)
+            }
         }
     }
 }

@@ -3,21 +3,26 @@
 //! QEMU gets pipes and a process group of its own, so Ctrl-C reaches this process alone. Keys go
 //! to the guest one by one; Ctrl-] begins a command to the console itself.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{ChildStdin, ChildStdout};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr};
+use nix::sys::termios::{
+    InputFlags, LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr,
+};
 
 /// Ctrl-], as in telnet and virsh.
 const ESCAPE: u8 = 0x1d;
 const CTRL_C: u8 = 0x03;
 /// How soon the input thread sees that the machine has ended.
 const TICK_MS: u8 = 100;
+/// How long the last output may take to be read once the machine has ended.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 /// What one key does.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,7 +74,13 @@ impl RawTerminal {
         }
         let former = tcgetattr(&stdin).ok()?;
         let mut raw = former.clone();
-        raw.local_flags &= !(LocalFlags::ICANON | LocalFlags::ECHO);
+        raw.local_flags &= !(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::IEXTEN);
+        // Enter stays a carriage return, and Ctrl-S and Ctrl-Q are keys.
+        raw.input_flags &= !(InputFlags::ICRNL
+            | InputFlags::INLCR
+            | InputFlags::IGNCR
+            | InputFlags::IXON
+            | InputFlags::ISTRIP);
         raw.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
         raw.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
         // Ctrl-Z and Ctrl-\ belong to the guest.
@@ -82,8 +93,9 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        // Nothing can be done about a terminal that is gone.
-        let _ = tcsetattr(io::stdin(), SetArg::TCSADRAIN, &self.former);
+        // Not after draining: a terminal that is stopped would hold this up. Nothing can be done
+        // about one that is gone.
+        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &self.former);
     }
 }
 
@@ -120,7 +132,8 @@ impl Console {
             }
         })?);
         // Last, for it ends only with the machine: a half-made console can be dropped at once.
-        console.output = Some(spawn("console-out").spawn(move || copy_output(stdout))?);
+        let stop = Arc::clone(&console.stop);
+        console.output = Some(spawn("console-out").spawn(move || copy_output(&stdout, &stop))?);
         Ok(console)
     }
 
@@ -131,7 +144,8 @@ impl Console {
 }
 
 impl Drop for Console {
-    /// Call after the machine has ended: waits until its last output is written.
+    /// Call after the machine has ended: waits until its last output is written, or nobody reads
+    /// it for [`LAST_OUTPUT`].
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(input) = self.input.take() {
@@ -139,26 +153,63 @@ impl Drop for Console {
             let _ = input.join();
         }
         if let Some(output) = self.output.take() {
-            let _ = output.join();
+            // A terminal may take less than it polls for: then the thread is left in its write.
+            let until = Instant::now() + 2 * LAST_OUTPUT;
+            while !output.is_finished() && Instant::now() < until {
+                thread::sleep(Duration::from_millis(5));
+            }
+            if output.is_finished() {
+                let _ = output.join();
+            }
         }
         self.terminal = None;
     }
 }
 
-fn copy_output(mut from: ChildStdout) {
+/// Ends when all writers of `from` are gone, or when the machine has ended and nothing is left.
+fn copy_output(from: &ChildStdout, stop: &AtomicBool) {
+    let stdout = io::stdout();
     let mut buffer = [0; 4096];
+    let mut is_read = true;
     loop {
-        match from.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(length) => {
-                // A closed stdout must not stop the machine, so reading goes on.
-                let mut out = io::stdout().lock();
-                let _ = out.write_all(&buffer[..length]).and_then(|()| out.flush());
+        // Looked at before the pipe: what an ended machine has said is in the pipe already.
+        let ended = stop.load(Ordering::Relaxed);
+        if !polls(from.as_fd(), PollFlags::POLLIN) {
+            if ended {
+                return;
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            continue;
+        }
+        match nix::unistd::read(from, &mut buffer) {
+            Ok(0) => return,
+            // A closed stdout must not stop the machine, so reading goes on.
+            Ok(length) if is_read => is_read = show(stdout.as_fd(), &buffer[..length], stop),
+            Ok(_) | Err(nix::Error::EINTR | nix::Error::EAGAIN) => {}
             Err(_) => return,
         }
     }
+}
+
+/// Writes all of `bytes`; false when nobody will read them. Once the machine has ended it waits no
+/// longer than [`LAST_OUTPUT`].
+fn show(out: BorrowedFd<'_>, mut bytes: &[u8], stop: &AtomicBool) -> bool {
+    let mut until = None;
+    while !bytes.is_empty() {
+        if polls(out, PollFlags::POLLOUT) {
+            // Past Stdout's buffer and lock, which nobody could take from a write that hangs.
+            match nix::unistd::write(out, bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(nix::Error::EINTR | nix::Error::EAGAIN) => {}
+                Err(_) => return false,
+            }
+        } else if stop.load(Ordering::Relaxed) {
+            let until = *until.get_or_insert_with(|| Instant::now() + LAST_OUTPUT);
+            if Instant::now() >= until {
+                return false;
+            }
+        }
+    }
+    true
 }
 
 fn copy_input(to: &ChildStdin, stop: &AtomicBool, quit: &AtomicBool) {
@@ -166,7 +217,7 @@ fn copy_input(to: &ChildStdin, stop: &AtomicBool, quit: &AtomicBool) {
     let mut keys = Keys::default();
     let mut buffer = [0; 256];
     while !stop.load(Ordering::Relaxed) {
-        if !is_readable(stdin.as_fd()) {
+        if !polls(stdin.as_fd(), PollFlags::POLLIN) {
             continue;
         }
         // Not through Stdin's own buffer: what it held back would be lost to whoever reads next.
@@ -190,8 +241,9 @@ fn copy_input(to: &ChildStdin, stop: &AtomicBool, quit: &AtomicBool) {
     }
 }
 
-fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+/// Whether `fd` is ready within a tick; also when it is closed or broken, which its use will tell.
+fn polls(fd: BorrowedFd<'_>, what: PollFlags) -> bool {
+    let mut fds = [PollFd::new(fd, what)];
     poll(&mut fds, PollTimeout::from(TICK_MS)).is_ok_and(|ready| ready > 0)
 }
 

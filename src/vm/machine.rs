@@ -19,8 +19,8 @@ use super::qmp::{Qmp, QmpError, Shutdown};
 
 /// How long QEMU may take from its start to its greeting.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// How long a control command may take.
-const COMMAND_LIMIT: Duration = Duration::from_secs(5);
+/// How long a control command may take: short, for signals are not looked at meanwhile.
+const COMMAND_LIMIT: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(50);
 
 /// What became of an attempt to start.
@@ -30,6 +30,8 @@ pub enum Started {
     Running(Box<Machine>),
     /// QEMU ended during its start, having said why on stderr.
     Ended(ExitStatus),
+    /// The caller gave up before QEMU answered; QEMU is gone.
+    GivenUp,
 }
 
 /// A running machine. Dropping it kills QEMU and reaps the process; QEMU also dies with the
@@ -58,6 +60,19 @@ impl Machine {
     /// [`VmError`] when QEMU is missing, a file does not open, or QEMU does not answer within a
     /// minute.
     pub fn start(config: &VmConfig, disk: &Path, accel: Accel) -> Result<Started, VmError> {
+        Self::start_unless(config, disk, accel, &|| false)
+    }
+
+    /// As [`Machine::start`], but asks `give_up` ten times a second whether to go on.
+    ///
+    /// # Errors
+    /// As [`Machine::start`].
+    pub fn start_unless(
+        config: &VmConfig,
+        disk: &Path,
+        accel: Accel,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<Started, VmError> {
         check_files(config, disk)?;
         let (ours, theirs) =
             UnixStream::pair().map_err(|error| VmError::host("making the control socket", error))?;
@@ -72,13 +87,26 @@ impl Machine {
         let mut machine = Self { child, qmp: None, console: None, shutdown: None };
         machine.console =
             console.transpose().map_err(|error| VmError::host("starting the console's threads", error))?;
-        match Qmp::handshake(ours, START_LIMIT) {
+        match Qmp::handshake_unless(ours, START_LIMIT, give_up) {
             Ok(qmp) => {
                 machine.qmp = Some(qmp);
                 Ok(Started::Running(Box::new(machine)))
             }
-            Err(QmpError::Closed | QmpError::Io(_)) => Ok(Started::Ended(machine.wait()?)),
+            Err(QmpError::GivenUp) => Ok(Started::GivenUp),
+            Err(QmpError::Closed | QmpError::Io(_)) => machine.end_of_start(give_up),
             Err(_) => Err(VmError::NoAnswer { seconds: START_LIMIT.as_secs() }),
+        }
+    }
+
+    /// Waits for the end of a QEMU that has hung up.
+    fn end_of_start(&mut self, give_up: &dyn Fn() -> bool) -> Result<Started, VmError> {
+        loop {
+            if let Some(status) = self.wait_for(TICK)? {
+                return Ok(Started::Ended(status));
+            }
+            if give_up() {
+                return Ok(Started::GivenUp);
+            }
         }
     }
 
@@ -134,9 +162,10 @@ impl Machine {
 
     /// Presses the power button. Without a control socket QEMU is asked to end instead.
     pub fn power_down(&mut self) {
-        let pressed = self.qmp.as_mut().is_some_and(|qmp| qmp.system_powerdown(COMMAND_LIMIT).is_ok());
-        if !pressed {
-            self.quit();
+        match self.qmp.as_mut().map(|qmp| qmp.system_powerdown(COMMAND_LIMIT)) {
+            // A late answer is no refusal: QEMU reads the command when it comes to it.
+            Some(Ok(()) | Err(QmpError::TimedOut)) => {}
+            Some(Err(_)) | None => self.quit(),
         }
     }
 
@@ -175,14 +204,17 @@ impl Drop for Machine {
 }
 
 /// Looks at what QEMU will open, for a message better than QEMU's.
-fn check_files(config: &VmConfig, disk: &Path) -> Result<(), VmError> {
+pub(super) fn check_files(config: &VmConfig, disk: &Path) -> Result<(), VmError> {
     let files =
         [("disk", Some(disk)), ("kernel", config.kernel.as_deref()), ("initrd", config.initrd.as_deref())];
     for (what, path) in files {
         let Some(path) = path else { continue };
         check_file(what, path).map_err(|source| VmError::File { what, path: path.to_owned(), source })?;
     }
-    Ok(())
+    if is_program(&config.qemu) {
+        return Ok(());
+    }
+    Err(VmError::QemuMissing { program: config.qemu.display().to_string() })
 }
 
 fn check_file(what: &str, path: &Path) -> io::Result<()> {
@@ -195,6 +227,16 @@ fn check_file(what: &str, path: &Path) -> io::Result<()> {
         File::open(path)?;
     }
     Ok(())
+}
+
+/// Whether there is a file that a start of `program` would take: in `PATH` if it is a bare name.
+fn is_program(program: &Path) -> bool {
+    if program.components().count() != 1 || program.is_absolute() {
+        return program.exists();
+    }
+    // Without PATH the host has a list of its own.
+    std::env::var_os("PATH")
+        .is_none_or(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
 }
 
 fn spawn(config: &VmConfig, arguments: &[std::ffi::OsString], qmp: RawFd) -> Result<Child, VmError> {

@@ -22,3 +22,4 @@ pub use command::{Serial, VmConfig};
 pub use error::VmError;
 pub use machine::{Machine, Started};
 pub use run::{VmExit, run};
+pub use signals::SignalWatch;

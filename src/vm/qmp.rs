@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 
 /// Longest message that is accepted, in bytes. QEMU's largest answers are some 100 KiB.
 const MAX_LINE: usize = 4 << 20;
+/// How often a caller that may give up is asked.
+const SLICE: Duration = Duration::from_millis(100);
 /// Events kept until they are asked for; older ones are dropped.
 const MAX_EVENTS: usize = 256;
 
@@ -27,6 +29,9 @@ pub enum QmpError {
     /// The time limit passed.
     #[error("QEMU did not answer on its control socket in time")]
     TimedOut,
+    /// The caller gave the wait up.
+    #[error("waiting for QEMU was given up")]
+    GivenUp,
     /// A message exceeded the accepted length.
     #[error("QEMU sent a control message of more than {MAX_LINE} bytes")]
     TooLong,
@@ -86,11 +91,29 @@ impl Qmp {
     /// # Errors
     /// [`QmpError`]; `Closed` when QEMU ended during its start.
     pub fn handshake(stream: UnixStream, limit: Duration) -> Result<Self, QmpError> {
+        Self::handshake_unless(stream, limit, &|| false)
+    }
+
+    /// As [`Qmp::handshake`], but asks `give_up` ten times a second whether to go on.
+    ///
+    /// # Errors
+    /// As [`Qmp::handshake`], and `GivenUp`.
+    pub fn handshake_unless(
+        stream: UnixStream,
+        limit: Duration,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<Self, QmpError> {
         let deadline = Instant::now() + limit;
         let mut qmp = Self { stream, received: Vec::new(), events: VecDeque::new(), next_id: 0 };
-        while qmp.message(deadline)?.get("QMP").is_none() {}
-        qmp.execute("qmp_capabilities", &Value::Null, remaining(deadline)?)?;
-        Ok(qmp)
+        while qmp.message_unless(deadline, give_up)?.get("QMP").is_none() {}
+        let command = "qmp_capabilities";
+        let id = qmp.request(command, &Value::Null, deadline)?;
+        loop {
+            let message = qmp.message_unless(deadline, give_up)?;
+            if answer_to(command, id, message)?.is_some() {
+                return Ok(qmp);
+            }
+        }
     }
 
     /// Runs `command` with `arguments` (`Null` for none) and gives its return value. Events that
@@ -100,6 +123,17 @@ impl Qmp {
     /// [`QmpError`]; `Refused` with QEMU's words when QEMU answers with an error.
     pub fn execute(&mut self, command: &str, arguments: &Value, limit: Duration) -> Result<Value, QmpError> {
         let deadline = Instant::now() + limit;
+        let id = self.request(command, arguments, deadline)?;
+        loop {
+            let message = self.message(deadline)?;
+            if let Some(value) = answer_to(command, id, message)? {
+                return Ok(value);
+            }
+        }
+    }
+
+    /// Sends a command; its id, which the answer carries.
+    fn request(&mut self, command: &str, arguments: &Value, deadline: Instant) -> Result<u64, QmpError> {
         self.next_id += 1;
         let id = self.next_id;
         let mut request = json!({ "execute": command, "id": id });
@@ -107,23 +141,7 @@ impl Qmp {
             request["arguments"] = arguments.clone();
         }
         self.send(&request, deadline)?;
-        loop {
-            let mut message = self.message(deadline)?;
-            // An answer to an earlier command that ran out of time is not ours. QEMU leaves the id
-            // out only when it could not parse the request.
-            if message.get("id").is_some_and(|found| found.as_u64() != Some(id)) {
-                continue;
-            }
-            if let Some(error) = message.get("error") {
-                return Err(QmpError::Refused {
-                    command: command.to_owned(),
-                    description: error["desc"].as_str().unwrap_or("no reason").to_owned(),
-                });
-            }
-            if let Some(value) = message.get_mut("return") {
-                return Ok(value.take());
-            }
-        }
+        Ok(id)
     }
 
     /// Presses the machine's power button: a guest that listens shuts down cleanly.
@@ -180,6 +198,19 @@ impl Qmp {
             let line = self.line(deadline)?;
             if let Some(message) = self.classify(&line) {
                 return Ok(message);
+            }
+        }
+    }
+
+    /// As [`Qmp::message`], in slices. A part of a line is kept from one to the next.
+    fn message_unless(&mut self, deadline: Instant, give_up: &dyn Fn() -> bool) -> Result<Value, QmpError> {
+        loop {
+            if give_up() {
+                return Err(QmpError::GivenUp);
+            }
+            match self.message(deadline.min(Instant::now() + SLICE)) {
+                Err(QmpError::TimedOut) if Instant::now() < deadline => {}
+                result => return result,
             }
         }
     }
@@ -254,6 +285,22 @@ impl AsFd for Qmp {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
+}
+
+/// The return value in `message` if it answers the command `id`.
+fn answer_to(command: &str, id: u64, mut message: Value) -> Result<Option<Value>, QmpError> {
+    // An answer to an earlier command that ran out of time is not ours. QEMU leaves the id out only
+    // when it could not parse the request.
+    if message.get("id").is_some_and(|found| found.as_u64() != Some(id)) {
+        return Ok(None);
+    }
+    if let Some(error) = message.get("error") {
+        return Err(QmpError::Refused {
+            command: command.to_owned(),
+            description: error["desc"].as_str().unwrap_or("no reason").to_owned(),
+        });
+    }
+    Ok(message.get_mut("return").map(Value::take))
 }
 
 /// The time left; never zero, which a socket would take for "no limit".

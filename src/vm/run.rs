@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::accel::{self, Accel, Decision, Host};
 use super::command::VmConfig;
 use super::error::VmError;
-use super::machine::{Machine, Started};
+use super::machine::{self, Machine, Started};
 use super::qmp::Shutdown;
 use super::signals::SignalWatch;
 
@@ -30,8 +30,8 @@ pub struct VmExit {
     pub accel: Accel,
     /// What QEMU said about the end; `None` if it ended without a word.
     pub shutdown: Option<Shutdown>,
-    /// The signal whose request the guest did not follow in time, so that QEMU was stopped:
-    /// what the guest had not flushed is lost.
+    /// The signal that ended QEMU against the guest's will: before it had started, or because
+    /// the guest did not follow in time. What the guest had not flushed is lost.
     pub forced_by: Option<i32>,
 }
 
@@ -39,18 +39,24 @@ pub struct VmExit {
 ///
 /// The first SIGINT, SIGTERM or SIGHUP presses the guest's power button; after `config.grace`, or
 /// at the second one, QEMU is told to end; at the third it is killed. Sentences for the user go to
-/// `notify`. The machine never outlives the call, nor the calling process.
+/// `notify`. A signal that `signals` has seen before QEMU answers ends the start. The machine never
+/// outlives the call, nor the calling process.
 ///
 /// # Errors
 /// [`VmError`] when the machine cannot be started or supervised. A QEMU that ends by itself with
 /// a failure is not an error here: its code is in [`VmExit::code`], its words are on stderr.
-pub fn run(config: &VmConfig, disk: &Path, notify: &dyn Fn(&str)) -> Result<VmExit, VmError> {
+pub fn run(
+    config: &VmConfig,
+    disk: &Path,
+    signals: &mut SignalWatch,
+    notify: &dyn Fn(&str),
+) -> Result<VmExit, VmError> {
+    machine::check_files(config, disk)?;
     let decision = accel::choose(config.accel, &Host::probe())?;
     if let Some(note) = &decision.note {
         notify(note);
     }
-    let signals = SignalWatch::install().map_err(|error| VmError::host("catching signals", error))?;
-    let (started, accel) = start(config, disk, &decision, notify)?;
+    let (started, accel) = start(config, disk, &decision, signals, notify)?;
     match started {
         Started::Running(machine) => Session {
             machine,
@@ -64,6 +70,10 @@ pub fn run(config: &VmConfig, disk: &Path, notify: &dyn Fn(&str)) -> Result<VmEx
         Started::Ended(status) => {
             Ok(VmExit { code: code_of(status), accel, shutdown: None, forced_by: None })
         }
+        Started::GivenUp => {
+            let signal = signals.take().unwrap_or(libc::SIGINT);
+            Ok(VmExit { code: signal_code(signal), accel, shutdown: None, forced_by: Some(signal) })
+        }
     }
 }
 
@@ -73,13 +83,18 @@ fn start(
     config: &VmConfig,
     disk: &Path,
     decision: &Decision,
+    signals: &SignalWatch,
     notify: &dyn Fn(&str),
 ) -> Result<(Started, Accel), VmError> {
-    let started = Machine::start(config, disk, decision.accel)?;
+    let give_up = || signals.is_pending();
+    if give_up() {
+        return Ok((Started::GivenUp, decision.accel));
+    }
+    let started = Machine::start_unless(config, disk, decision.accel, &give_up)?;
     match started {
         Started::Ended(status) if decision.may_fall_back && !status.success() => {
             notify("running without KVM, which is slower: QEMU did not get past its start with it");
-            Ok((Machine::start(config, disk, Accel::Tcg)?, Accel::Tcg))
+            Ok((Machine::start_unless(config, disk, Accel::Tcg, &give_up)?, Accel::Tcg))
         }
         started => Ok((started, decision.accel)),
     }
@@ -89,14 +104,20 @@ fn start(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Running,
-    PoweringDown { until: Instant, press_at: Instant },
-    Quitting { until: Instant },
+    /// `until` is `None` for a limit beyond what the host's clock can show.
+    PoweringDown {
+        until: Option<Instant>,
+        press_at: Instant,
+    },
+    Quitting {
+        until: Instant,
+    },
     Killed,
 }
 
 struct Session<'a> {
     machine: Box<Machine>,
-    signals: SignalWatch,
+    signals: &'a mut SignalWatch,
     grace: Duration,
     notify: &'a dyn Fn(&str),
     stage: Stage,
@@ -144,7 +165,7 @@ impl Session<'_> {
         (self.notify)("powering the guest off; Ctrl-C again stops it at once");
         let now = Instant::now();
         self.machine.power_down();
-        self.stage = Stage::PoweringDown { until: now + self.grace, press_at: now + PRESS_AGAIN };
+        self.stage = Stage::PoweringDown { until: now.checked_add(self.grace), press_at: now + PRESS_AGAIN };
     }
 
     fn quit(&mut self) {
@@ -160,7 +181,7 @@ impl Session<'_> {
     fn keep_time(&mut self) {
         let now = Instant::now();
         match self.stage {
-            Stage::PoweringDown { until, .. } if now >= until => {
+            Stage::PoweringDown { until: Some(until), .. } if now >= until => {
                 let seconds = self.grace.as_secs();
                 (self.notify)(&format!("the guest did not power off within {seconds} s; stopping it"));
                 self.quit();

@@ -30,12 +30,16 @@ extern "C" fn note(signal: libc::c_int) {
 /// While it lives, the three signals are counted and do nothing else. Several may live at once;
 /// each sees every signal.
 #[derive(Debug)]
-pub(super) struct SignalWatch {
+pub struct SignalWatch {
     seen: usize,
 }
 
 impl SignalWatch {
-    pub(super) fn install() -> io::Result<Self> {
+    /// Begins to count.
+    ///
+    /// # Errors
+    /// When the host refuses a handler; then nothing is changed.
+    pub fn install() -> io::Result<Self> {
         let mut installed = INSTALLED.lock();
         if installed.watches == 0 {
             let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
@@ -55,8 +59,14 @@ impl SignalWatch {
         Ok(Self { seen: COUNT.load(Ordering::Acquire) })
     }
 
+    /// Whether [`SignalWatch::take`] would give a signal.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        COUNT.load(Ordering::Acquire) != self.seen
+    }
+
     /// The last signal's number, if one came since the last call.
-    pub(super) fn take(&mut self) -> Option<i32> {
+    pub fn take(&mut self) -> Option<i32> {
         let count = COUNT.load(Ordering::Acquire);
         if count == self.seen {
             return None;
