@@ -19,7 +19,7 @@ use tempfile::TempDir;
 /// No boot of the guest takes longer than this, even with two on a busy host.
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 
-/// A signal reaches every session of a process, so tests that share one take turns.
+/// A signal reaches every run of a process, so tests that share one take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn run(config: &VmConfig, disk: &Path, notify: &dyn Fn(&str)) -> Result<VmExit, VmError> {
@@ -165,11 +165,11 @@ fn ctrl_c_powers_a_running_guest_off_cleanly() {
     let disk = guest.disk();
     let config = guest.config(None);
     let exit = thread::scope(|scope| {
-        let session = scope.spawn(|| run(&config, &disk, &|note| println!("{note}")));
-        wait_until("the login prompt", || guest.read_log().contains("login:") || session.is_finished());
-        assert!(!session.is_finished(), "{}", guest.read_log());
+        let running = scope.spawn(|| run(&config, &disk, &|note| println!("{note}")));
+        wait_until("the login prompt", || guest.read_log().contains("login:") || running.is_finished());
+        assert!(!running.is_finished(), "{}", guest.read_log());
         nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGINT).unwrap();
-        session.join().unwrap().unwrap()
+        running.join().unwrap().unwrap()
     });
     let log = guest.read_log();
     assert_eq!((exit.code, exit.forced_by), (0, None), "{log}");
@@ -189,16 +189,16 @@ fn the_forwarded_port_reaches_the_guest() {
                or die; $c = $s->accept; print $c \"hello from the guest\\n\"; close $c'";
     let config = VmConfig { ssh_port: Some(address.port()), ..guest.config(Some(job)) };
     thread::scope(|scope| {
-        let session = scope.spawn(|| run(&config, &disk, &|_| {}));
+        let running = scope.spawn(|| run(&config, &disk, &|_| {}));
         let mut greeting = String::new();
         // QEMU accepts at once and hangs up as long as nobody listens inside.
         wait_until("the guest's greeting", || {
             let answer =
                 TcpStream::connect(address).and_then(|mut stream| stream.read_to_string(&mut greeting));
-            session.is_finished() || answer.is_ok_and(|length| length > 0)
+            running.is_finished() || answer.is_ok_and(|length| length > 0)
         });
         assert_eq!(greeting, "hello from the guest\n", "{}", guest.read_log());
-        assert_eq!(session.join().unwrap().unwrap().code, 0);
+        assert_eq!(running.join().unwrap().unwrap().code, 0);
     });
 }
 

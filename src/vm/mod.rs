@@ -4,7 +4,7 @@
 //! - [`command`] turns a [`VmConfig`] into QEMU's command line, without side effects.
 //! - [`qmp`] speaks QEMU's machine protocol.
 //! - [`machine`] is one running QEMU process: started, talked to, never left behind.
-//! - [`mod@run`] is a whole session: start, console, Ctrl-C as a clean power-off, exit code.
+//! - [`mod@run`] is a whole run: start, console, Ctrl-C as a clean power-off, exit code.
 //!
 //! The module knows nothing of images or of the store: a disk is a path to a raw file.
 

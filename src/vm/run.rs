@@ -1,4 +1,4 @@
-//! A whole session with one machine, as `cowshed run` shows it to the user.
+//! A whole run of one machine, as `cowshed run` shows it to the user.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -19,7 +19,7 @@ const PRESS_AGAIN: Duration = Duration::from_secs(5);
 /// How long QEMU may take to close the disk once it is told to end.
 const QUIT_LIMIT: Duration = Duration::from_secs(20);
 
-/// How a session ended.
+/// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmExit {
     /// Exit code for the process: QEMU's own (0 when the guest powered off), or 128 plus the
