@@ -140,10 +140,6 @@ impl Allocator {
         Ok(true)
     }
 
-    pub(super) fn cluster_size(&self) -> u64 {
-        self.refcounts.per_block() << self.refcounts.width().order >> 3
-    }
-
     /// One reference to a cluster is gone, durably. Returns whether it was the last: the cluster then stays
     /// counted, so that nobody gets it, until [`Allocator::release`].
     pub(super) fn drop_reference(&mut self, cluster: HostCluster, storage: &dyn Storage) -> Result<bool> {

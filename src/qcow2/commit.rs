@@ -8,6 +8,7 @@
 //! 5. only then drops the references of freed clusters, punches them, and lets others have them.
 
 use super::entry::Mapping;
+use super::geometry::bit_runs;
 use super::image::{Image, Writer};
 use super::tables::Snapshot;
 use crate::error::{Error, Kind, Result};
@@ -291,13 +292,9 @@ impl Image {
         if standard.host != Some(host) || !standard.owned {
             return Ok(());
         }
-        let mut bits = bits & !standard.allocated;
-        while bits != 0 {
-            let first = bits.trailing_zeros();
-            let count = (bits >> first).trailing_ones();
+        for (first, count) in bit_runs(bits & !standard.allocated) {
             let at = host + (u64::from(first) << geometry.subcluster_bits);
             self.punch(at, u64::from(count) << geometry.subcluster_bits);
-            bits &= !(u32::MAX >> (32 - count) << first);
         }
         Ok(())
     }

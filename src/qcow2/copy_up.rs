@@ -2,6 +2,7 @@
 
 use super::Below;
 use super::entry::{Mapping, Standard};
+use super::geometry::bit_runs;
 use super::image::{Image, Writer};
 use super::locks::Exclusive;
 use crate::error::Result;
@@ -104,13 +105,10 @@ impl Image {
 
     /// Writes the subclusters `stored` of one cluster to `host`: the new bytes where they reach, what the guest sees
     /// now elsewhere. No byte of another subcluster is touched.
-    fn fill(&self, writer: &Writer, mut stored: u32, host: HostOffset, piece: &Piece<'_>) -> Result<()> {
+    fn fill(&self, writer: &Writer, stored: u32, host: HostOffset, piece: &Piece<'_>) -> Result<()> {
         let geometry = self.rules.geometry;
         let cluster_start = geometry.start_of(geometry.cluster_of(piece.at));
-        while stored != 0 {
-            let first = stored.trailing_zeros();
-            let count = (stored >> first).trailing_ones();
-            stored &= !(u32::MAX >> (32 - count) << first);
+        for (first, count) in bit_runs(stored) {
             let from = u64::from(first) << geometry.subcluster_bits;
             let len = u64::from(count) << geometry.subcluster_bits;
             self.fill_run(writer, cluster_start + from, len, host + from, piece)?;

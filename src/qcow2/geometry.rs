@@ -171,6 +171,16 @@ impl Geometry {
     }
 }
 
+/// The runs of neighbouring bits in a mask: first bit and count.
+pub(super) fn bit_runs(mut mask: u32) -> impl Iterator<Item = (u32, u32)> {
+    std::iter::from_fn(move || {
+        let first = mask.trailing_zeros();
+        let count = mask.checked_shr(first)?.trailing_ones();
+        mask &= !(u32::MAX >> (32 - count) << first);
+        Some((first, count))
+    })
+}
+
 /// A mask of the bits from `first` up to, not including, `end`; `first < end <= 32`.
 fn bits(first: u64, end: u64) -> u32 {
     (u32::MAX >> (32 - (end - first))) << first
@@ -195,6 +205,13 @@ mod tests {
         let geometry = Geometry::new(16, false, 65536 + 512);
         assert_eq!(geometry.covered(GuestCluster(1), 0, 512), 1);
         assert_eq!(geometry.covered(GuestCluster(0), 0, 512), 0);
+    }
+
+    #[test]
+    fn the_runs_of_a_mask_cover_its_bits_once() {
+        assert_eq!(bit_runs(0).count(), 0);
+        assert_eq!(bit_runs(u32::MAX).collect::<Vec<_>>(), [(0, 32)]);
+        assert_eq!(bit_runs(0x8000_0f01).collect::<Vec<_>>(), [(0, 1), (8, 4), (31, 1)]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::allocator::Allocator;
 use super::header::MAX_REFCOUNT_TABLE;
-use super::layout::RawHeader;
+use super::layout::REFCOUNT_TABLE_FIELD;
 use crate::error::{Error, Kind, Result};
 use crate::storage::Storage;
 use crate::units::{HostCluster, HostOffset, SECTOR, index, length};
@@ -12,7 +12,8 @@ impl Allocator {
     /// Writes new refcount structures to clusters that no block counts. They must be nobody's: every sector is a
     /// hole, zeros, or what an attempt that was cut short left there.
     fn put_uncounted(&self, bytes: &[u8], at: HostOffset, storage: &dyn Storage) -> Result<()> {
-        let clusters = at.0 / self.cluster_size()..(at + length(bytes.len())).0.div_ceil(self.cluster_size());
+        let clusters = at.0 / self.refcounts.block_size()
+            ..(at + length(bytes.len())).0.div_ceil(self.refcounts.block_size());
         let mut old = vec![0; bytes.len()];
         storage.read_at(&mut old, at).map_err(|e| Error::io("growing the refcount table", e))?;
         let sector = index(SECTOR);
@@ -34,9 +35,9 @@ impl Allocator {
             return self.grow_table(number, storage);
         }
         let place = HostCluster(number * self.refcounts.per_block());
-        let mut bytes = vec![0; index(self.cluster_size())];
+        let mut bytes = vec![0; index(self.refcounts.block_size())];
         self.refcounts.width().set(&mut bytes, 0, 1);
-        let host = HostOffset(place.0 * self.cluster_size());
+        let host = HostOffset(place.0 * self.refcounts.block_size());
         self.put_uncounted(&bytes, host, storage)?;
         sync(storage)?;
         put(storage, &host.0.to_be_bytes(), self.refcounts.entry_place(index(number)))?;
@@ -49,7 +50,7 @@ impl Allocator {
     /// Moves the refcount table to a longer one behind everything that is counted, with blocks of its own, and
     /// switches the header over. Durable at each step, so that a crash leaves the old table or the new one.
     fn grow_table(&mut self, first_block: u64, storage: &dyn Storage) -> Result<()> {
-        let size = self.cluster_size();
+        let size = self.refcounts.block_size();
         let per_block = self.refcounts.per_block();
         let (mut table_clusters, mut blocks) = (1_u64, 1_u64);
         loop {
@@ -95,10 +96,10 @@ impl Allocator {
     ) -> Result<()> {
         let count = u32::try_from(clusters).map_err(|_| Error::corrupt("the refcount table is too long"))?;
         let field = [&place.0.to_be_bytes()[..], &count.to_be_bytes()].concat();
-        put(storage, &field, HostOffset(refcount_table_field()))?;
+        put(storage, &field, REFCOUNT_TABLE_FIELD)?;
         sync(storage)?;
-        let old_start = self.refcounts.table_offset.0 / self.cluster_size();
-        let old_clusters = (length(self.refcounts.table().len()) * 8).div_ceil(self.cluster_size());
+        let old_start = self.refcounts.table_offset.0 / self.refcounts.block_size();
+        let old_clusters = (length(self.refcounts.table().len()) * 8).div_ceil(self.refcounts.block_size());
         self.refcounts.replace_table(place, table);
         for old in old_start..old_start + old_clusters {
             self.metadata.remove(HostCluster(old));
@@ -107,11 +108,6 @@ impl Allocator {
         }
         Ok(())
     }
-}
-
-/// Where the header says where the refcount table is: its offset, and behind it its clusters.
-pub(super) fn refcount_table_field() -> u64 {
-    RawHeader::ROWS.iter().find(|row| row.0 == "refcount_table_offset").map_or(0, |row| length(row.1))
 }
 
 fn put(storage: &dyn Storage, bytes: &[u8], at: HostOffset) -> Result<()> {

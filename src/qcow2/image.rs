@@ -5,14 +5,14 @@ use super::commit::{Commit, Frees};
 use super::compressed::Unpacked;
 use super::entry::{Mapping, RawEntry, Rules, table_offset};
 use super::header::Header;
-use super::layout::{COPIED, OFFSET, RawHeader, incompatible};
+use super::layout::{AUTOCLEAR_FIELD, COPIED, OFFSET, incompatible};
 use super::locks::Locks;
 use super::metadata::Metadata;
 use super::tables::{Slice, Tables};
 use super::{BackingName, Identity, OpenOptions};
 use crate::error::{Error, Kind, Result};
 use crate::storage::{Latch, Storage};
-use crate::units::{GuestCluster, GuestOffset, HostOffset, index, length};
+use crate::units::{GuestCluster, GuestOffset, HostOffset, index};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -218,10 +218,8 @@ impl Writer {
 
 /// Features that a writer who does not know them must switch off, such as the consistency of bitmaps.
 fn clear_autoclear(storage: &dyn Storage) -> Result<()> {
-    let place =
-        RawHeader::ROWS.iter().find(|row| row.0 == "autoclear_features").map_or(0, |row| length(row.1));
     storage
-        .write_at(&[0; 8], HostOffset(place))
+        .write_at(&[0; 8], AUTOCLEAR_FIELD)
         .and_then(|()| storage.sync())
         .map_err(|e| Error::io("clearing the autoclear features", e))
 }

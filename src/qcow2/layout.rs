@@ -2,6 +2,8 @@
 //!
 //! Source: the qcow2 specification that QEMU keeps in `docs/interop/qcow2.rst`. All numbers are big-endian.
 
+use crate::units::{HostOffset, length};
+
 /// A number or byte string with a fixed place in a file.
 pub(super) trait OnDisk: Sized {
     const SIZE: usize;
@@ -161,6 +163,33 @@ on_disk! {
         extra_length: u32 = 20,
     }
 }
+
+/// Where a field of the header lies in the file. For constants only: an unknown field does not compile there.
+const fn header_field(field: &str) -> HostOffset {
+    let mut row = 0;
+    while row < RawHeader::ROWS.len() {
+        if is_same(RawHeader::ROWS[row].0.as_bytes(), field.as_bytes()) {
+            return HostOffset(length(RawHeader::ROWS[row].1));
+        }
+        row += 1;
+    }
+    panic!("the header has no such field")
+}
+
+const fn is_same(one: &[u8], other: &[u8]) -> bool {
+    let mut at = 0;
+    while at < one.len() && at < other.len() && one[at] == other[at] {
+        at += 1;
+    }
+    at == one.len() && at == other.len()
+}
+
+/// The refcount table's place, and behind it its clusters: the 12 bytes that switch to another table.
+pub(super) const REFCOUNT_TABLE_FIELD: HostOffset = header_field("refcount_table_offset");
+/// The incompatible feature bits.
+pub(super) const INCOMPATIBLE_FIELD: HostOffset = header_field("incompatible_features");
+/// The autoclear feature bits.
+pub(super) const AUTOCLEAR_FIELD: HostOffset = header_field("autoclear_features");
 
 /// First four bytes of every image: `QFI` and 0xfb.
 pub const MAGIC: u32 = 0x5146_49fb;

@@ -5,10 +5,9 @@
 //! are damaged, new ones are built behind the file's end and the header is switched to them by one write.
 
 use super::check::{Survey, survey};
-use super::growth::refcount_table_field;
 use super::header::MAX_REFCOUNT_TABLE;
 use super::image::is_owned;
-use super::layout::{RawHeader, incompatible};
+use super::layout::{INCOMPATIBLE_FIELD, REFCOUNT_TABLE_FIELD, incompatible};
 use super::refcounts::Refcounts;
 use super::report::CheckReport;
 use super::walk::each_count;
@@ -122,7 +121,7 @@ fn rebuild(found: &Survey, storage: &dyn Storage) -> Result<()> {
     let clusters =
         u32::try_from(layout.table_clusters).map_err(|_| Error::corrupt("the refcount table is too long"))?;
     let field = [&place.0.to_be_bytes()[..], &clusters.to_be_bytes()].concat();
-    put(storage, &field, HostOffset(refcount_table_field()))?;
+    put(storage, &field, REFCOUNT_TABLE_FIELD)?;
     sync(storage)
 }
 
@@ -166,9 +165,7 @@ fn clear_marks(found: Survey, storage: &dyn Storage) -> Result<CheckReport> {
     if found.header.incompatible & marks == 0 || !found.only_marked {
         return Ok(found.report);
     }
-    let place =
-        RawHeader::ROWS.iter().find(|row| row.0 == "incompatible_features").map_or(0, |row| length(row.1));
-    put(storage, &(found.header.incompatible & !marks).to_be_bytes(), HostOffset(place))?;
+    put(storage, &(found.header.incompatible & !marks).to_be_bytes(), INCOMPATIBLE_FIELD)?;
     sync(storage)?;
     survey(storage).map(|survey| survey.report)
 }
