@@ -22,6 +22,7 @@ REQUIRED=(
     "debugfs e2fsprogs"
     "e2fsck e2fsprogs"
     "sgdisk gdisk"
+    "sfdisk fdisk"
     "mmdebstrap mmdebstrap"
     "cpio cpio"
     "xz xz-utils"
