@@ -1,13 +1,14 @@
 use super::Outcome;
 use super::context::Context;
 use super::output;
-use crate::store::BaseRef;
+use crate::store::{BaseRef, Target};
 use clap::Args;
 use std::process::ExitCode;
 
 /// Print the file of a clone or base, for QEMU or libvirt.
 ///
-/// A clone's file is qcow2 and may be given to QEMU as it is. A base's file must only be read.
+/// A clone's file is qcow2 and may be given to QEMU as it is. A base's file must only be read. What a killed mount or run
+/// left unflushed is put into the clone's file first.
 #[derive(Args, Debug)]
 pub(super) struct Path {
     /// Clone, or base as NAME or NAME@V.
@@ -17,7 +18,11 @@ pub(super) struct Path {
 impl Path {
     pub(super) fn run(self, context: &Context) -> Outcome {
         let store = context.store()?;
-        let path = store.path(&store.find(&self.name)?)?;
+        let target = store.find(&self.name)?;
+        if let Target::Clone(name) = &target {
+            store.settle_log(name)?;
+        }
+        let path = store.path(&target)?;
         output::line(path.display())?;
         Ok(ExitCode::SUCCESS)
     }

@@ -1,15 +1,18 @@
 //! The write order: the one place that makes metadata durable.
 //!
 //! One commit does, in this order:
-//! 1. takes the list of freed clusters, then a snapshot of the dirty L2 slices and L1 entries;
+//! 1. takes the list of freed clusters, the dirty L2 slices and L1 entries, and marks the end of the log, all at one moment;
+//!    then makes a snapshot of the slices;
 //! 2. writes refcounts, and the slices of L2 tables that no durable L1 entry points to;
 //! 3. syncs: guest data, refcounts and new tables are durable before anything points to them;
 //! 4. writes the other slices and the L1 entries, and syncs;
-//! 5. only then drops the references of freed clusters, punches them, and lets others have them.
+//! 5. lets the log forget what came before the mark;
+//! 6. only then drops the references of freed clusters, punches them, and lets others have them.
 
 use super::entry::Mapping;
 use super::geometry::bit_runs;
 use super::image::{Image, Writer};
+use super::log::{Closed, Log};
 use super::tables::Snapshot;
 use crate::error::{Error, Kind, Result};
 use crate::storage::Storage;
@@ -158,7 +161,10 @@ impl Image {
             self.commit(writer)?;
             let mut allocator = writer.allocator.lock();
             allocator.release_reserved(&self.storage)?;
-            if allocator.write(&self.storage)? || writer.written.swap(false, Ordering::AcqRel) {
+            let mut unsynced = allocator.write(&self.storage)?;
+            drop(allocator);
+            unsynced |= self.retire_log(writer)?;
+            if unsynced || writer.written.swap(false, Ordering::AcqRel) {
                 self.sync(writer)?;
             }
             Ok(())
@@ -166,9 +172,13 @@ impl Image {
     }
 
     fn commit(&self, writer: &Writer) -> Result<()> {
+        let gate = writer.log.as_ref().map(Log::close_gate);
+        let mark = gate.as_ref().map(Closed::mark);
         let frees = std::mem::take(&mut *writer.frees.lock());
         let l1 = std::mem::take(&mut *writer.l1_dirty.lock());
-        let slices = self.tables.take_dirty();
+        let dirty = self.tables.take_dirty();
+        drop(gate);
+        let slices = self.tables.snapshots(dirty);
         if let Err(error) = self.write_in_order(writer, &slices, &l1) {
             self.tables.restore(&slices);
             writer.l1_dirty.lock().extend(l1);
@@ -176,6 +186,11 @@ impl Image {
             return Err(error);
         }
         self.tables.written(&slices);
+        // While the log names a cluster nobody else may have it.
+        if writer.log.as_ref().zip(mark).is_some_and(|(log, mark)| !log.settle(mark)) {
+            writer.frees.lock().append(frees);
+            return Ok(());
+        }
         if frees.is_empty() { Ok(()) } else { self.give_back(writer, frees) }
     }
 
@@ -232,9 +247,22 @@ impl Image {
         pending.map_or(Ok(()), |(start, bytes)| self.put(&bytes, start, "writing an L2 table"))
     }
 
+    /// Whether the header was changed for it.
+    fn retire_log(&self, writer: &Writer) -> Result<bool> {
+        let Some(log) = &writer.log else { return Ok(false) };
+        let mut changed = false;
+        log.retire(|| {
+            changed = true;
+            self.set_log_nonce(0)
+        })
+        .map_err(|e| Error::io("taking the log of the image away", e))?;
+        Ok(changed)
+    }
+
     fn sync(&self, writer: &Writer) -> Result<()> {
         self.storage.sync().map_err(|e| {
             writer.written.store(true, Ordering::Release);
+            writer.log.as_ref().inspect(|log| log.void());
             Error::io("syncing the image; it takes no more writes until it is opened again", e)
         })
     }

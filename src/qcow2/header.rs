@@ -2,7 +2,7 @@
 
 use super::extensions::{Extensions, parse_extensions};
 use super::geometry::Geometry;
-use super::layout::{MAGIC, RawHeader, incompatible};
+use super::layout::{AUTOCLEAR_LOG_SHIFT, MAGIC, RawHeader, incompatible};
 use super::{BackingName, Identity};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
@@ -65,6 +65,12 @@ pub struct Header {
 }
 
 impl Header {
+    /// The number of the log that belongs to the image; 0 when none does.
+    pub(super) fn log_nonce(&self) -> u32 {
+        let [a, b, c, d, ..] = (self.autoclear >> AUTOCLEAR_LOG_SHIFT).to_le_bytes();
+        u32::from_le_bytes([a, b, c, d])
+    }
+
     /// Reads and validates the header of the image in `storage`.
     ///
     /// # Errors

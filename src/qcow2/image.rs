@@ -7,6 +7,7 @@ use super::entry::{Mapping, RawEntry, Rules, table_offset};
 use super::header::Header;
 use super::layout::{AUTOCLEAR_FIELD, COPIED, OFFSET, incompatible};
 use super::locks::Locks;
+use super::log::Log;
 use super::metadata::Metadata;
 use super::tables::{Slice, Tables};
 use super::{BackingName, Identity, OpenOptions};
@@ -48,6 +49,7 @@ pub(super) struct Writer {
     /// Whether something was written since the last sync began.
     pub(super) written: AtomicBool,
     pub(super) commit: Commit,
+    pub(super) log: Option<Log>,
 }
 
 impl Image {
@@ -56,6 +58,15 @@ impl Image {
     /// # Errors
     /// `Corrupt` and `Unsupported` for the file; `ReadOnly` when it may be read only; the host's errors.
     pub fn open(storage: Arc<dyn Storage>, options: OpenOptions) -> Result<Self> {
+        let image = Self::validated(storage, options)?;
+        if image.writer.is_some() {
+            image.clear_autoclear()?;
+        }
+        Ok(image)
+    }
+
+    /// An image as its file says it is; nothing is changed.
+    pub(super) fn validated(storage: Arc<dyn Storage>, options: OpenOptions) -> Result<Self> {
         let header = Header::read(&*storage)?;
         let l1 = checked_l1(&header, &*storage)?;
         let end = storage.len().map_err(|e| Error::io("reading the image's length", e))?;
@@ -165,22 +176,36 @@ impl Image {
         table_offset(word, l1_index, &self.rules.geometry, self.end.load(Ordering::Relaxed))
     }
 
-    /// No entry of a writable image points to the image's own structures: a write through it would destroy them.
     fn check_slice(&self, number: u64, words: &[u64]) -> Result<()> {
+        let step = index(self.rules.geometry.entry_size() / 8);
+        words.iter().step_by(step).try_for_each(|word| self.refuse_metadata(*word, number))
+    }
+
+    /// No entry of a writable image points to the image's own structures: a write through it would destroy them.
+    pub(super) fn refuse_metadata(&self, word: u64, slice: u64) -> Result<()> {
         let Some(writer) = &self.writer else { return Ok(()) };
-        let geometry = self.rules.geometry;
-        for word in words.iter().step_by(index(geometry.entry_size() / 8)) {
-            let host = word & OFFSET;
-            if word & super::layout::COMPRESSED == 0
-                && host != 0
-                && writer.metadata.contains(geometry.host_cluster(HostOffset(host)))
-            {
-                return Err(Error::corrupt(format!(
-                    "an L2 entry of slice {number} points to the image's own tables at {host:#x}; run a check"
-                )));
-            }
+        let host = word & OFFSET;
+        if word & super::layout::COMPRESSED == 0
+            && host != 0
+            && writer.metadata.contains(self.rules.geometry.host_cluster(HostOffset(host)))
+        {
+            return Err(Error::corrupt(format!(
+                "an L2 entry of slice {slice} points to the image's own tables at {host:#x}; run a check"
+            )));
         }
         Ok(())
+    }
+
+    /// Switches off the features that a writer who does not know them must not leave on, such as the consistency of
+    /// bitmaps; and makes a log of the image void.
+    pub(super) fn clear_autoclear(&self) -> Result<()> {
+        if self.header.autoclear == 0 {
+            return Ok(());
+        }
+        self.storage
+            .write_at(&[0; 8], AUTOCLEAR_FIELD)
+            .and_then(|()| self.storage.sync())
+            .map_err(|e| Error::io("clearing the autoclear features", e))
     }
 }
 
@@ -200,9 +225,6 @@ impl Writer {
         let tables =
             l1.iter().map(|word| (word & OFFSET) >> geometry.cluster_bits).filter(|cluster| *cluster != 0);
         let allocator = Allocator::new(header, tables, storage)?;
-        if header.autoclear != 0 {
-            clear_autoclear(storage)?;
-        }
         Ok(Self {
             locks: Locks::new(geometry),
             metadata: allocator.metadata(),
@@ -212,16 +234,9 @@ impl Writer {
             frees: Mutex::default(),
             written: AtomicBool::new(false),
             commit: Commit::default(),
+            log: None,
         })
     }
-}
-
-/// Features that a writer who does not know them must switch off, such as the consistency of bitmaps.
-fn clear_autoclear(storage: &dyn Storage) -> Result<()> {
-    storage
-        .write_at(&[0; 8], AUTOCLEAR_FIELD)
-        .and_then(|()| storage.sync())
-        .map_err(|e| Error::io("clearing the autoclear features", e))
 }
 
 /// Reads an L1 table as it is.

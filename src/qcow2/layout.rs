@@ -164,16 +164,40 @@ on_disk! {
     }
 }
 
-/// Where a field of the header lies in the file. For constants only: an unknown field does not compile there.
-const fn header_field(field: &str) -> HostOffset {
+on_disk! {
+    /// The head of a log; its records begin at [`LOG_RECORDS`]. The sum covers the fields before it.
+    RawLogHead [64] {
+        magic: u64 = 0,
+        session: [u8; 32] = 8,
+        nonce: u32 = 40,
+        sum: u32 = 44,
+        first_number: u64 = 48,
+        padding: u64 = 56,
+    }
+}
+
+on_disk! {
+    /// A change of an entry. The sum covers the fields before it.
+    RawLogRecord [40] {
+        number: u64 = 0,
+        place: u64 = 8,
+        word: u64 = 16,
+        bitmap: u64 = 24,
+        kind: u32 = 32,
+        sum: u32 = 36,
+    }
+}
+
+/// Where a field lies in a structure at a file's start. For constants only: an unknown field does not compile there.
+const fn place_of(field: &str, rows: &[Row]) -> HostOffset {
     let mut row = 0;
-    while row < RawHeader::ROWS.len() {
-        if is_same(RawHeader::ROWS[row].0.as_bytes(), field.as_bytes()) {
-            return HostOffset(length(RawHeader::ROWS[row].1));
+    while row < rows.len() {
+        if is_same(rows[row].0.as_bytes(), field.as_bytes()) {
+            return HostOffset(length(rows[row].1));
         }
         row += 1;
     }
-    panic!("the header has no such field")
+    panic!("there is no such field")
 }
 
 const fn is_same(one: &[u8], other: &[u8]) -> bool {
@@ -185,11 +209,18 @@ const fn is_same(one: &[u8], other: &[u8]) -> bool {
 }
 
 /// The refcount table's place, and behind it its clusters: the 12 bytes that switch to another table.
-pub(super) const REFCOUNT_TABLE_FIELD: HostOffset = header_field("refcount_table_offset");
+pub(super) const REFCOUNT_TABLE_FIELD: HostOffset = place_of("refcount_table_offset", RawHeader::ROWS);
 /// The incompatible feature bits.
-pub(super) const INCOMPATIBLE_FIELD: HostOffset = header_field("incompatible_features");
+pub(super) const INCOMPATIBLE_FIELD: HostOffset = place_of("incompatible_features", RawHeader::ROWS);
 /// The autoclear feature bits.
-pub(super) const AUTOCLEAR_FIELD: HostOffset = header_field("autoclear_features");
+pub(super) const AUTOCLEAR_FIELD: HostOffset = place_of("autoclear_features", RawHeader::ROWS);
+
+/// First eight bytes of a log: `COWSLOG` and its version.
+pub const LOG_MAGIC: u64 = 0x434f_5753_4c4f_4701;
+/// The number of the first record of a log that is still needed.
+pub(super) const LOG_FIRST_FIELD: HostOffset = place_of("first_number", RawLogHead::ROWS);
+/// Where the records of a log begin.
+pub(super) const LOG_RECORDS: HostOffset = HostOffset(4096);
 
 /// First four bytes of every image: `QFI` and 0xfb.
 pub const MAGIC: u32 = 0x5146_49fb;
@@ -228,6 +259,9 @@ pub mod incompatible {
 
 /// Autoclear feature bit: the bitmaps extension is consistent.
 pub const AUTOCLEAR_BITMAPS: u64 = 1;
+/// Autoclear bits from this one on hold the number of the log that belongs to the image; 0 for none. A program that does
+/// not know them clears them when it opens the image for writing, and the log is void from then on.
+pub const AUTOCLEAR_LOG_SHIFT: u32 = 32;
 
 /// Bit 63 of an L1 or L2 entry: reference count exactly one, so it may be written in place.
 pub const COPIED: u64 = 1 << 63;
@@ -248,5 +282,7 @@ pub fn tables() -> Vec<(&'static str, usize, &'static [Row])> {
         ("Snapshot table entry", RawSnapshot::SIZE, RawSnapshot::ROWS),
         ("Bitmaps extension", RawBitmaps::SIZE, RawBitmaps::ROWS),
         ("Bitmap directory entry", RawBitmap::SIZE, RawBitmap::ROWS),
+        ("Log head", RawLogHead::SIZE, RawLogHead::ROWS),
+        ("Log record", RawLogRecord::SIZE, RawLogRecord::ROWS),
     ]
 }

@@ -5,6 +5,7 @@ use super::fresh::Fresh;
 use super::image::{Image, Writer, is_owned};
 use super::layout::{COPIED, OFFSET};
 use super::locks::Exclusive;
+use super::log::{Change, Entered, Log};
 use crate::error::{Error, Kind, Result};
 use crate::storage::Storage;
 use crate::units::{GuestCluster, index};
@@ -20,9 +21,12 @@ impl Image {
         new: Standard,
     ) -> Result<()> {
         let (number, entry) = self.rules.geometry.slice_of(cluster);
-        self.own_table(writer, self.rules.geometry.l1_index(cluster))?;
+        let raw = self.rules.encode(new);
+        let logged = self.enter_log(writer);
+        self.own_table(writer, logged.as_ref(), self.rules.geometry.l1_index(cluster))?;
         let back = |bytes: &[u8]| self.back_slice(writer, number, bytes);
-        while !self.tables.publish(&self.slice(number)?, entry, self.rules.encode(new), back)? {}
+        let log = || append(logged.as_ref(), Change::Entry(cluster, raw));
+        while !self.tables.publish(&self.slice(number)?, entry, raw, back, log)? {}
         Ok(())
     }
 
@@ -36,7 +40,7 @@ impl Image {
     }
 
     /// Gives an L1 entry a table of its own: a new one, or a copy of one that a snapshot shares.
-    fn own_table(&self, writer: &Writer, l1_index: usize) -> Result<()> {
+    fn own_table(&self, writer: &Writer, logged: Option<&Entered<'_>>, l1_index: usize) -> Result<()> {
         if is_owned(self.l1[l1_index].load(Ordering::Acquire)) {
             return Ok(());
         }
@@ -54,6 +58,7 @@ impl Image {
         let place = geometry.host_start(fresh.cluster());
         self.put_data(writer, &bytes, place)?;
         writer.metadata.insert(fresh.cluster());
+        append(logged, Change::Table(l1_index, place.0 | COPIED));
         self.l1[l1_index].store(place.0 | COPIED, Ordering::Release);
         dirty.insert(l1_index);
         fresh.keep();
@@ -92,8 +97,16 @@ impl Image {
         }
     }
 
-    /// Flushes when more L2 slices are dirty than the budget can bear. No lock may be held.
-    pub(super) fn keep_budget(&self) -> Result<()> {
-        if self.tables.wants_flush() { self.flush() } else { Ok(()) }
+    /// Ends an operation that may have changed entries: flushes when more L2 slices are dirty than the budget can bear, and
+    /// when a change is not logged. No lock may be held.
+    pub(super) fn settle(&self, writer: &Writer) -> Result<()> {
+        let log_wants = writer.log.as_ref().is_some_and(Log::wants_flush);
+        if log_wants || self.tables.wants_flush() { self.flush() } else { Ok(()) }
+    }
+}
+
+fn append(logged: Option<&Entered<'_>>, change: Change) {
+    if let Some(logged) = logged {
+        logged.append(change);
     }
 }

@@ -7,7 +7,7 @@
 use super::check::{Survey, survey};
 use super::header::MAX_REFCOUNT_TABLE;
 use super::image::is_owned;
-use super::layout::{INCOMPATIBLE_FIELD, REFCOUNT_TABLE_FIELD, incompatible};
+use super::layout::{AUTOCLEAR_FIELD, INCOMPATIBLE_FIELD, REFCOUNT_TABLE_FIELD, incompatible};
 use super::refcounts::Refcounts;
 use super::report::CheckReport;
 use super::walk::each_count;
@@ -38,6 +38,7 @@ pub fn repair(storage: Arc<dyn Storage>) -> Result<CheckReport> {
     if found.report.is_consistent() && found.report.leaks == 0 && found.copied.is_empty() && !stale {
         return Ok(found.report);
     }
+    void_log(&found, &*storage)?;
     if needs_new_structures(&found) {
         rebuild(&found, &*storage)?;
     } else {
@@ -49,6 +50,16 @@ pub fn repair(storage: Arc<dyn Storage>) -> Result<CheckReport> {
     set_copied(&found, &*storage, true)?;
     let found = survey(&*storage)?;
     clear_marks(found, &*storage)
+}
+
+/// A log that was not replayed may name clusters that nothing in the file points to, and that are leaks here.
+fn void_log(found: &Survey, storage: &dyn Storage) -> Result<()> {
+    if found.header.log_nonce() == 0 {
+        return Ok(());
+    }
+    let others = found.header.autoclear & u64::from(u32::MAX);
+    put(storage, &others.to_be_bytes(), AUTOCLEAR_FIELD)?;
+    sync(storage)
 }
 
 /// Whether the stored structures are damaged themselves, or lack a place for a count that has to be raised.

@@ -148,13 +148,15 @@ impl Tables {
     /// Changes an entry. `false`: the slice was evicted meanwhile, and must be looked up again.
     ///
     /// The first change of a slice of zeros, which may be a hole of the file, calls `back` with its bytes as they are:
-    /// a full host then fails the change, and not the commit that everybody depends on.
+    /// a full host then fails the change, and not the commit that everybody depends on. `log` is called when nothing can
+    /// fail any more.
     pub(super) fn publish(
         &self,
         slice: &Arc<Slice>,
         entry: usize,
         raw: RawEntry,
         back: impl FnOnce(&[u8]) -> Result<()>,
+        log: impl FnOnce(),
     ) -> Result<bool> {
         let mut state = slice.state.lock();
         if state.evicted {
@@ -164,6 +166,7 @@ impl Tables {
             back(&slice.bytes())?;
             state.backed = true;
         }
+        log();
         slice.set(entry, raw);
         if !state.dirty {
             state.dirty = true;
@@ -172,11 +175,16 @@ impl Tables {
         Ok(true)
     }
 
-    /// Takes a snapshot of every dirty slice, in the order of the disk. Each is held in memory until
-    /// [`Tables::written`] or [`Tables::restore`].
-    pub(super) fn take_dirty(&self) -> Vec<Snapshot> {
-        let mut slices = std::mem::take(&mut *self.dirty.lock());
+    /// Takes the list of dirty slices, for [`Tables::snapshots`].
+    pub(super) fn take_dirty(&self) -> Vec<Arc<Slice>> {
+        let slices = std::mem::take(&mut *self.dirty.lock());
         self.dirty_count.fetch_sub(slices.len(), Ordering::Relaxed);
+        slices
+    }
+
+    /// A snapshot of each slice, in the order of the disk. They are held in memory until [`Tables::written`] or
+    /// [`Tables::restore`].
+    pub(super) fn snapshots(&self, mut slices: Vec<Arc<Slice>>) -> Vec<Snapshot> {
         slices.sort_by_key(|slice| slice.index);
         slices
             .into_iter()

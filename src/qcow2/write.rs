@@ -30,7 +30,7 @@ impl Image {
             data = &data[index(done)..];
             at = at + done;
         }
-        self.keep_budget()
+        self.settle(writer)
     }
 
     /// Writes the first part of `data` that has its own host bytes already, and returns its length.

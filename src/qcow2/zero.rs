@@ -26,7 +26,7 @@ impl Image {
             let step = (geometry.cluster_size() - geometry.within_cluster(at)).min(len - done);
             self.zero_in_cluster(writer, at, step, below)?;
             done += step;
-            self.keep_budget()?;
+            self.settle(writer)?;
         }
         Ok(())
     }

@@ -54,6 +54,14 @@ impl Folder {
         &self.path
     }
 
+    /// Another handle of the same folder.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()?, path: self.path.clone() })
+    }
+
     /// Opens a folder below this one.
     ///
     /// # Errors

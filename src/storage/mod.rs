@@ -8,6 +8,7 @@ mod lock;
 mod memory;
 mod recorder;
 mod seal;
+mod session;
 
 use crate::units::HostOffset;
 use std::fmt;
@@ -21,6 +22,7 @@ pub use lock::{ImageLock, Role};
 pub use memory::{Fault, Memory, Operation};
 pub use recorder::{Effect, Event, Recorder};
 pub use seal::{Fingerprint, block_bytes, forget_cached, seal, set_immutable};
+pub use session::Session;
 
 /// A run of a file that is data throughout, or a hole throughout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -136,6 +136,8 @@ impl Store {
 
     /// Opens a clone for a change of its layers: as a writer would, so that nobody else has it, but unwritten.
     fn hold<'a>(&'a self, name: &'a Name) -> Result<Held<'a>> {
+        // A frozen layer has no log.
+        self.settle_log(name)?;
         let way = Way { writable: false, ..Way::of(Access::Write) };
         let (chain, stands_on, manifest) = self.clone_chain(name, way)?;
         let folder = self.part(format!("{CLONES}/{name}"))?;

@@ -8,6 +8,7 @@ use super::layout::{
     BASES, CLONE_DISK, CLONES, DEPTH_MAX, backing_of_base, backing_of_clone, base_disk, checkpoint_disk,
     checkpoint_file, checkpoint_of_disk,
 };
+use super::log::CloneLog;
 use super::manifest::{self, BaseManifest, CheckpointManifest, CloneManifest};
 use super::{Access, BaseId, DiskFormat, Name, Store};
 use crate::disk::{Layer, RawLayer};
@@ -89,7 +90,7 @@ impl Store {
         let base = self.base_of_clone(&place, &manifest)?;
         let mut chain = Chain::default();
         let file = open_locked(&folder, CLONE_DISK, way, &place, &mut chain.locks)?;
-        let image = self.image(file, way).map_err(|error| error.at(&place))?;
+        let image = self.active_image(&folder, file, way).map_err(|error| error.at(&place))?;
         check_identity(&image, &manifest.base).map_err(|error| error.at(&place))?;
         let stands_on =
             stands_on(image.backing(), &manifest.base, base.format).map_err(|error| error.at(&place))?;
@@ -235,8 +236,18 @@ impl Store {
     }
 
     fn image(&self, file: File, way: Way) -> Result<Image> {
-        let file = Arc::new(HostFile::new(file));
-        Image::open(file, OpenOptions { writable: way.writable, metadata_cache: self.metadata_cache })
+        Image::open(Arc::new(HostFile::new(file)), self.options(way))
+    }
+
+    /// A clone's active layer, with what its log adds to it.
+    fn active_image(&self, folder: &Folder, file: File, way: Way) -> Result<Image> {
+        let cannot = |error| Error::io("cannot open its log", error);
+        let log = CloneLog::new(folder.try_clone().map_err(cannot)?, file.try_clone().map_err(cannot)?);
+        Image::open_logged(Arc::new(HostFile::new(file)), self.options(way), Arc::new(log))
+    }
+
+    fn options(&self, way: Way) -> OpenOptions {
+        OpenOptions { writable: way.writable, metadata_cache: self.metadata_cache }
     }
 }
 

@@ -11,6 +11,7 @@ pub(super) const BASE_FILE: &str = "base.json";
 pub(super) const CRC_FILE: &str = "blocks.crc";
 pub(super) const CLONE_FILE: &str = "clone.json";
 pub(super) const CLONE_DISK: &str = "disk.qcow2";
+pub(super) const CLONE_LOG: &str = "disk.log";
 
 /// A chain has at most this many layers, checkpoints and base versions included.
 pub(super) const DEPTH_MAX: usize = 64;

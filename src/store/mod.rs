@@ -10,6 +10,7 @@ mod digest;
 mod gate;
 mod layout;
 mod list;
+mod log;
 mod manifest;
 mod name;
 mod open;

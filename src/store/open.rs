@@ -123,7 +123,8 @@ impl Store {
         }
     }
 
-    /// The file of a clone or base that QEMU can open, absolute.
+    /// The file of a clone or base that QEMU can open, absolute. What a killed process left in a clone's log is
+    /// in it only after [`Store::settle_log`].
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`, the host's.

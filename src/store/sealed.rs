@@ -90,6 +90,8 @@ impl Store {
     /// The files of a clone, for checking their structure: nothing about them is believed.
     pub(crate) fn clone_files(&self, name: &Name, access: Access) -> Result<CloneFiles> {
         self.clone_manifest(name)?;
+        // Of a clone that cannot be opened the files are checked as they are.
+        let _ = self.settle_log(name);
         let folder = self.part(format!("{CLONES}/{name}"))?;
         let numbers = checkpoint::finished(&folder)
             .map_err(|error| Error::io(format!("cannot list the checkpoints of clone {name}"), error))?;

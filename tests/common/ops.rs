@@ -55,6 +55,15 @@ impl Step {
         self.at as usize..(self.at + self.len) as usize
     }
 
+    /// Does it to `model` alone.
+    pub fn apply_to(&self, model: &mut [u8]) {
+        match &self.op {
+            Op::Read | Op::Flush => {}
+            Op::Write(data) => model[self.range()].copy_from_slice(data),
+            Op::WriteZeroes | Op::Discard => model[self.range()].fill(0),
+        }
+    }
+
     /// Does it to `disk` and to `model`; reads are compared.
     pub fn apply(&self, disk: &Disk, model: &mut [u8], what: &str) {
         let at = GuestOffset(self.at);
@@ -66,20 +75,12 @@ impl Step {
                 let place = format!("{what}: read of {} bytes at {:#x}", self.len, self.at);
                 super::images::assert_same(&buf, &model[self.range()], &place);
             }
-            Op::Write(data) => {
-                disk.write(data, at).unwrap_or_else(say);
-                model[self.range()].copy_from_slice(data);
-            }
-            Op::WriteZeroes => {
-                disk.write_zeroes(at, self.len).unwrap_or_else(say);
-                model[self.range()].fill(0);
-            }
-            Op::Discard => {
-                disk.discard(at, self.len).unwrap_or_else(say);
-                model[self.range()].fill(0);
-            }
+            Op::Write(data) => disk.write(data, at).unwrap_or_else(say),
+            Op::WriteZeroes => disk.write_zeroes(at, self.len).unwrap_or_else(say),
+            Op::Discard => disk.discard(at, self.len).unwrap_or_else(say),
             Op::Flush => disk.flush().unwrap_or_else(say),
         }
+        self.apply_to(model);
     }
 }
 
