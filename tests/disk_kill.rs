@@ -23,6 +23,8 @@ use std::sync::Arc;
 
 const SEEDS: [u64; 6] = [1, 2, 3, 4, 5, 6];
 const SIZE: u64 = 1 << 20;
+/// Kills of each workload.
+const STATES: u64 = 120;
 /// A run of clusters is reserved ahead of use.
 const RESERVED: u64 = 64;
 
@@ -148,14 +150,10 @@ fn judge(start: &Start, host: &Arc<Host>, guest: &Guest, what: &str) {
     images::assert_same(&contents(&reader), &now, &format!("{what}, after going on"));
 }
 
-/// One process of `changes` changes over a copy of the start; the guest's knowledge at its end.
+/// One process of `changes` changes on `host`; the guest's knowledge at its end, and how many changes it made.
 fn one_life(start: &Start, host: &Arc<Host>, seed: u64, changes: u64) -> (Guest, u64) {
+    let before = contents(&start.open(host, &Life::endless(), OpenOptions::default()).unwrap());
     let life = Life::of(changes, seed ^ changes.wrapping_mul(0x9e37));
-    let mut before = start.base.clone();
-    before.resize(start.size as usize, 0);
-    if start.base.is_empty() {
-        before = contents(&start.open(host, &Life::endless(), OpenOptions::default()).unwrap());
-    }
     let guest = match start.open(host, &life, writable()) {
         Ok(disk) => play(&disk, &life, before, &mut Rng::new(seed), 30),
         Err(_) => Guest { model: before, unanswered: None },
@@ -168,32 +166,36 @@ fn survives(layout: &str, start: &Start) {
     let (mut kills, mut recoveries) = (0, 0);
     for seed in seeds {
         let (_, total) = one_life(start, &Host::new(&start.image), seed, u64::MAX >> 1);
-        for changes in 0..total {
+        let every = (total / STATES).max(1);
+        for changes in (seed % every..total).step_by(every as usize) {
             let host = Host::new(&start.image);
             let (guest, _) = one_life(start, &host, seed, changes);
             let what = format!("{layout}, seed {seed}, killed at change {changes}");
             kills += 1;
-            if changes % 3 == 0 {
+            if kills % 3 == 0 {
                 recoveries += killed_while_recovering(start, &host, &guest, &what);
             }
-            judge(start, &host, &guest, &what);
+            judge(start, &host.copy(), &guest, &what);
+            // The next process goes on with the same log, and is killed too.
+            let (guest, _) = one_life(start, &host, seed + 100, changes / 2 + 3);
+            judge(start, &host, &guest, &format!("{what}, and the next one at change {}", changes / 2 + 3));
         }
     }
-    println!("{layout}: {kills} kills, {recoveries} more while the next process recovered");
+    println!("{layout}: twice {kills} kills, {recoveries} more while the next process recovered");
     assert!(
         kills > 200 && recoveries > 100 || seed_from_environment().is_some(),
         "{layout}: only {kills} kills"
     );
 }
 
-/// Kills the next process at each of its first changes, which are those of the replay.
+/// Kills the next process at each of its first changes: it closes at once, which makes durable what it replayed.
 fn killed_while_recovering(start: &Start, host: &Arc<Host>, guest: &Guest, what: &str) -> u64 {
     for changes in 0.. {
         let host = host.copy();
         let life = Life::of(changes, changes);
-        let opened = start.open(&host, &life, writable()).is_ok();
+        let closed = start.open(&host, &life, writable()).is_ok_and(|disk| disk.close().is_ok());
         judge(start, &host, guest, &format!("{what}, then at change {changes} of the recovery"));
-        if opened {
+        if closed {
             return changes;
         }
     }

@@ -19,8 +19,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Records that a log holds at most: 10 MiB. A commit is due when half of them are in use.
-const CAPACITY: u64 = 1 << 18;
+/// Records that a log holds at most: 5 MiB. A commit is due when half of them are in use.
+const CAPACITY: u64 = 1 << 17;
 const RECORD: u64 = length(RawLogRecord::SIZE);
 /// Bytes that the sum of a head and of a record covers.
 const HEAD_SUMMED: usize = 44;
@@ -117,7 +117,7 @@ impl Entered<'_> {
         if number - self.log.first.load(Ordering::Acquire) >= CAPACITY {
             return None;
         }
-        let at = LOG_RECORDS + (number - live.origin) % CAPACITY * RECORD;
+        let at = LOG_RECORDS + number.wrapping_sub(live.origin) % CAPACITY * RECORD;
         live.storage.write_at(&encode(number, change), at).ok()
     }
 }
@@ -150,13 +150,16 @@ impl Log {
         }
     }
 
-    /// The log that a killed process left, as our own: what it holds is needed until the next commit.
+    /// The log that a killed process left, as our own: it goes on where that one stopped.
     pub(super) fn continued(place: Arc<dyn LogPlace>, left: Left) -> Self {
-        let log = Self::new(place);
-        log.next.store(left.next, Ordering::Release);
-        log.first.store(left.next - length(left.changes.len()).min(left.next), Ordering::Release);
-        *log.gate.write() = Some(Live { storage: left.storage, origin: left.next });
-        log
+        Self {
+            place,
+            gate: RwLock::new(Some(left.live)),
+            next: AtomicU64::new(left.next),
+            first: AtomicU64::new(left.first),
+            unlogged: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
+        }
     }
 
     /// Enters the gate. The first one makes the log, and has `arm` write its nonce into the image's header.
@@ -260,8 +263,9 @@ impl Log {
 /// What a process left in the log of an image.
 #[derive(Debug)]
 pub(super) struct Left {
-    storage: Arc<dyn Storage>,
-    /// The number behind the last record.
+    live: Live,
+    /// Numbers of the first record that is needed and of the next one.
+    first: u64,
     next: u64,
     /// In their order.
     pub(super) changes: Vec<Change>,
@@ -283,11 +287,18 @@ impl Left {
         let len = storage.len()?.saturating_sub(LOG_RECORDS.0).min(CAPACITY * RECORD);
         let mut bytes = vec![0; index(len)];
         storage.read_at(&mut bytes, LOG_RECORDS)?;
-        let records = bytes.chunks_exact(RawLogRecord::SIZE).filter_map(decode);
-        let mut needed: Vec<_> = records.filter(|(number, _)| *number >= head.first_number).collect();
-        needed.sort_unstable_by_key(|(number, _)| *number);
-        let next = needed.last().map_or(head.first_number, |(number, _)| number + 1);
-        Ok(Some(Self { storage, next, changes: needed.into_iter().map(|(_, change)| change).collect() }))
+        let records = (0..).zip(bytes.chunks_exact(RawLogRecord::SIZE));
+        let mut needed: Vec<(u64, u64, Change)> = records
+            .filter_map(|(slot, bytes)| decode(bytes).map(|(number, change)| (number, slot, change)))
+            .filter(|(number, ..)| *number >= head.first_number)
+            .collect();
+        needed.sort_unstable_by_key(|(number, ..)| *number);
+        // Numbers and places rise together, so the next record goes behind the last one.
+        let (next, slot) =
+            needed.last().map_or((head.first_number, 0), |(number, slot, _)| (number + 1, slot + 1));
+        let live = Live { storage, origin: next.wrapping_sub(slot) };
+        let changes = needed.into_iter().map(|(.., change)| change).collect();
+        Ok(Some(Self { live, first: head.first_number, next, changes }))
     }
 }
 

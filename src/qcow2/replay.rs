@@ -18,11 +18,11 @@ use std::sync::atomic::Ordering;
 type Before = BTreeMap<(u64, u64, u64), Mapping>;
 
 impl Image {
-    /// Opens an image that has a log. What a killed process left in it is in force when this returns: in the file if the
-    /// image is writable, else in memory alone.
+    /// Opens an image that has a log. What a killed process left in it is in force when this returns, as if that process
+    /// went on: the next commit of a writable image makes it durable.
     ///
     /// # Errors
-    /// As [`Image::open`] and [`Image::flush`]; `Corrupt` when the log does not fit the image.
+    /// As [`Image::open`]; `Corrupt` when the log does not fit the image.
     pub fn open_logged(
         storage: Arc<dyn Storage>,
         options: OpenOptions,
@@ -41,22 +41,21 @@ impl Image {
                 Some(left) => Some(Log::continued(place, left)),
                 None => (image.header.version >= 3).then(|| Log::new(place)),
             };
-            image.start_writing()?;
+            image.take_void_log_away()?;
         }
         Ok(image)
     }
 
-    /// Makes durable what was replayed, or takes away a log that counts for nothing.
-    fn start_writing(&self) -> Result<()> {
-        match self.writer.as_ref().and_then(|writer| writer.log.as_ref()) {
-            Some(log) if log.is_live() => self.flush(),
-            log => {
-                self.clear_autoclear()?;
-                // A log that no header points to says nothing; it may stay.
-                let _ = log.map(Log::remove_debris);
-                Ok(())
-            }
+    /// A log that counts for nothing goes, before there is another one.
+    fn take_void_log_away(&self) -> Result<()> {
+        let log = self.writer.as_ref().and_then(|writer| writer.log.as_ref());
+        if log.is_some_and(Log::is_live) {
+            return Ok(());
         }
+        self.clear_autoclear()?;
+        // Without its nonce in the header it says nothing; it may stay.
+        let _ = log.map(Log::remove_debris);
+        Ok(())
     }
 
     /// Enters the log for a change of an entry; `None` for an image without log.

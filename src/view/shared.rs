@@ -122,7 +122,7 @@ impl Shared {
     ///
     /// # Errors
     /// `Busy` for a writer while another process writes, here or elsewhere; what opening gives.
-    pub(super) fn join(&self, opener: Opener) -> Result<()> {
+    pub(super) fn join(self: &Arc<Self>, opener: Opener) -> Result<()> {
         let mut users = self.users.lock();
         let joined = if opener.write {
             self.join_writer(&mut users, opener.pid)
@@ -141,9 +141,11 @@ impl Shared {
         Ok(())
     }
 
-    fn join_writer(&self, users: &mut Users, process: u32) -> Result<()> {
+    fn join_writer(self: &Arc<Self>, users: &mut Users, process: u32) -> Result<()> {
         if users.writers == 0 {
             self.upgrade(users.readers > 0)?;
+            // It may hold what a killed server left unflushed.
+            self.mark_changed();
             users.writer = process;
         } else if users.writer != process || process == 0 {
             let message = format!("{} is open for writing by process {}", self.path.display(), users.writer);
@@ -216,12 +218,16 @@ impl Shared {
     pub(super) fn change<T>(self: &Arc<Self>, request: impl FnOnce(&Disk) -> Result<T>) -> io::Result<T> {
         let done = self.with(request);
         // Marked after the change, so that a flush that clears the mark has seen it; also when it failed half-way.
+        self.mark_changed();
+        done
+    }
+
+    fn mark_changed(self: &Arc<Self>) {
         let now = self.queue.now();
         self.changes.last.store(now, Ordering::Release);
         if self.changes.first.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.queue.push(self);
         }
-        done
     }
 
     /// Makes all changes durable that returned before.
