@@ -6,8 +6,7 @@ use super::manifest::{self, BaseManifest, FORMAT};
 use super::staging::Staging;
 use super::{Base, DiskFormat, Name, Store, SumList, time};
 use crate::error::{Error, Result};
-use crate::storage::{FileAccess, Fingerprint, Folder, seal};
-use std::fs::File;
+use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, seal};
 use std::io;
 
 /// The folder of the new base within the staging folder.
@@ -46,12 +45,12 @@ impl NewBase {
     }
 
     /// The empty file that becomes the base's disk.
-    pub(crate) fn create_disk(&self, format: DiskFormat) -> Result<File> {
-        self.folder()?.file(base_disk(format), FileAccess::Create).map_err(|error| self.cannot(error))
+    pub(crate) fn create_disk(&self, format: DiskFormat) -> Result<HostFile> {
+        self.folder()?.create(base_disk(format)).map_err(|error| self.cannot(error))
     }
 
     /// The base's disk, written by somebody else.
-    pub(crate) fn open_disk(&self, format: DiskFormat) -> Result<File> {
+    pub(crate) fn open_disk(&self, format: DiskFormat) -> Result<HostFile> {
         self.folder()?.file(base_disk(format), FileAccess::Write).map_err(|error| self.cannot(error))
     }
 
@@ -97,7 +96,7 @@ impl NewBase {
                 parent: None,
                 source: manifest::tame(source),
                 created: time::now(),
-                fingerprint: Fingerprint::of(&disk).map_err(cannot)?,
+                fingerprint: Fingerprint::of(disk.file()).map_err(cannot)?,
                 crc_digest: sums.crc_digest(),
             };
             folder.create_small(BASE_FILE, &manifest::bytes(&manifest)?, true).map_err(cannot)?;

@@ -8,7 +8,7 @@ use super::types::Clone;
 use super::{Access, Base, BaseId, BaseRef, CloneOptions, Name, Store, time};
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::{self, BackingName, CreateOptions, Identity};
-use crate::storage::{FileAccess, Folder, HostFile, Storage};
+use crate::storage::{Folder, HostFile, Storage};
 use std::collections::HashSet;
 
 /// From this many clones on the whole filesystem is synced once instead of each file by itself.
@@ -26,10 +26,9 @@ pub(super) struct NewLayer {
 impl NewLayer {
     /// Makes the file `name` in `folder`, not yet durable.
     pub(super) fn create(&self, folder: &Folder, name: &str) -> Result<HostFile> {
-        let file = folder.file(name, FileAccess::Create).map_err(|error| {
+        let file = folder.create(name).map_err(|error| {
             Error::io(format!("cannot make {}", folder.path().join(name).display()), error)
         })?;
-        let file = HostFile::new(file);
         let mut options = CreateOptions::new(self.size);
         if self.compat {
             options.cluster_bits = 16;

@@ -162,7 +162,7 @@ fn take_alone(folder: &Folder, name: &str, place: &str) -> Result<Option<ImageLo
         Err(error) if cannot_be_open(&error) => return Ok(None),
         Err(error) => return Err(cannot("open", place, error)),
     };
-    match ImageLock::take(&file, Role::Owner) {
+    match ImageLock::take(file.file(), Role::Owner) {
         Ok(lock) => Ok(Some(lock)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::new(
             Kind::Busy,
