@@ -1,12 +1,17 @@
 //! A file that appears under its name when it is complete, or not at all.
 
 use crate::error::{Error, Kind, Result};
-use crate::storage::{Folder, HostFile, is_file};
+use crate::storage::{FileAccess, Folder, HostFile, is_file};
 use crate::store::Store;
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// How the names of files in the making begin.
+const BESIDE: &str = ".cowshed-export-";
 
 /// A file in the making, beside the place that it is for.
 #[derive(Debug)]
@@ -15,6 +20,8 @@ pub(super) struct NewFile {
     file: HostFile,
     /// The name that it has beside its place, if it has one; removed when this is dropped.
     beside: Option<String>,
+    /// Says that we live to all who would remove the file beside its place; `None` where the host has no such locks.
+    _mine: Option<Flock<File>>,
     name: OsString,
     out: PathBuf,
     replace: bool,
@@ -45,7 +52,11 @@ impl NewFile {
             }
             Err(error) => return Err(cannot(error)),
         };
-        Ok(Self { folder, file, beside, name: name.to_owned(), out: out.to_owned(), replace })
+        let mine = hold(file.try_clone().map_err(cannot)?);
+        if replace || beside.is_some() {
+            remove_debris(&folder);
+        }
+        Ok(Self { folder, file, beside, _mine: mine, name: name.to_owned(), out: out.to_owned(), replace })
     }
 
     /// The file, to write to.
@@ -95,10 +106,23 @@ fn exists(out: &Path) -> Error {
     Error::new(Kind::Exists, format!("{} exists; --force replaces it", out.display()))
 }
 
+/// Removes what exports that were killed left: files beside their places that nobody holds.
+fn remove_debris(folder: &Folder) {
+    for name in folder.names().unwrap_or_default().iter().filter(|name| name.starts_with(BESIDE)) {
+        if folder.file(name, FileAccess::Read).is_ok_and(|file| hold(file).is_some()) {
+            let _ = folder.unlink_if_there(name);
+        }
+    }
+}
+
+fn hold(file: HostFile) -> Option<Flock<File>> {
+    Flock::lock(file.into_file(), FlockArg::LockExclusiveNonblock).ok()
+}
+
 fn name_beside() -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static COUNTER: AtomicU32 = AtomicU32::new(0);
-    format!(".cowshed-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
+    format!("{BESIDE}{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
 fn has_names_only(error: &io::Error) -> bool {

@@ -200,6 +200,8 @@ impl Held<'_> {
         let bytes = manifest::bytes(&manifest)?;
         let write = || -> io::Result<()> {
             self.folder.link(CLONE_DISK, checkpoint_disk(number))?;
+            // Never a manifest without its file: that would keep the number for good.
+            self.folder.sync()?;
             // This syncs the folder: both names are durable before the rename that makes them count.
             self.folder.replace_small(&checkpoint_file(number), &bytes)
         };

@@ -16,6 +16,8 @@ pub(super) fn clone_folder(folder: &Folder) -> io::Result<()> {
         let unfinished = folder.stat(&disk)?.st_ino == active;
         if unfinished || (!folder.has(&manifest)? && !is_named(folder, &names, &disk)) {
             folder.unlink_if_there(&manifest)?;
+            // The manifest's end is durable first, also where a dead process removed it.
+            folder.sync()?;
             folder.unlink_if_there(&disk)?;
         }
     }

@@ -99,17 +99,18 @@ impl Store {
             base: manifest.base.clone(),
         };
         let bytes = manifest::bytes(manifest)?;
-        let each = names.len() < SYNC_ALL_FROM;
+        let all = names.len() >= SYNC_ALL_FROM;
         for name in names {
-            stage_clone(staged, name, &layer, &bytes, each)
+            stage_clone(staged, name, &layer, &bytes, !all)
                 .map_err(|error| error.at(format!("clone {name}")))?;
         }
-        if !each {
-            staged
-                .sync_filesystem()
-                .map_err(|error| Error::io(format!("cannot sync {}", self.root().display()), error))?;
-        }
-        Ok(())
+        // The names of several are durable before the file that says that all of them count.
+        let synced = match names.len() {
+            _ if all => staged.sync_filesystem(),
+            0 | 1 => Ok(()),
+            _ => staged.sync(),
+        };
+        synced.map_err(|error| Error::io(format!("cannot sync {}", self.root().display()), error))
     }
 }
 

@@ -13,10 +13,14 @@ use std::sync::Arc;
 
 /// Makes a store at `path`; a folder that holds anything else is left as it is, and so is a file in the place.
 pub(super) fn make(path: &Path, watch: Option<Arc<dyn Watch>>) -> io::Result<()> {
+    let was_there = path.is_dir();
     make_folders(path, 0o700, &watch)?;
     if path.is_dir() {
         let folder = Folder::open_watched(path, watch)?;
         if is_vacant(&folder)? {
+            if was_there {
+                settle(&folder)?;
+            }
             furnish(&folder)?;
         }
     }
@@ -37,6 +41,16 @@ fn make_folders(path: &Path, mode: u32, watch: &Option<Arc<dyn Watch>>) -> io::R
         _ => {}
     }
     folder.sync()
+}
+
+/// Makes the name of a folder durable, which somebody may have made who was killed before it was. Where we may not read
+/// the folder above, it is not ours.
+fn settle(folder: &Folder) -> io::Result<()> {
+    let Some(above) = folder.path().parent() else { return Ok(()) };
+    match folder.elsewhere(above) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        above => above?.sync(),
+    }
 }
 
 /// Whether a folder is empty but for what a making of a store that was cut short leaves.

@@ -41,7 +41,7 @@ pub use name::{BaseRef, NAME_MAX, Name, Target};
 pub use open::OpenDisk;
 pub(crate) use reseal::Refusals;
 pub use scratch::Scratch;
-pub(crate) use sealed::Seal;
+pub(crate) use sealed::{CloneFile, Seal};
 pub use types::{
     Access, Base, BaseId, Broken, Checkpoint, Clone, CloneOptions, DiskFormat, Freed, Overview, Restored,
     Survey, Usage,
@@ -127,11 +127,15 @@ impl Store {
     }
 
     fn open_or_create_as(path: &Path, watch: Option<Arc<dyn Watch>>) -> Result<Self> {
+        let cannot = |error| Error::io(format!("cannot make a store at {}", path.display()), error);
         if !path.join(STORE_FILE).exists() {
-            furnish::make(path, watch.clone())
-                .map_err(|error| Error::io(format!("cannot make a store at {}", path.display()), error))?;
+            furnish::make(path, watch.clone()).map_err(cannot)?;
+            return Self::open_as(path, watch);
         }
-        Self::open_as(path, watch)
+        let store = Self::open_as(path, watch)?;
+        // Whoever made it may have been killed before it was durable, and what comes next builds on it.
+        store.root.sync().map_err(cannot)?;
+        Ok(store)
     }
 
     /// The same store with `bytes` of memory for the tables of each image that it opens.
