@@ -127,7 +127,6 @@ impl Store {
             folder.unlink_if_there(&names[0])?;
             folder.sync()?;
             folder.unlink_if_there(&names[1])?;
-            folder.sync()?;
             Ok(bytes)
         };
         remove().map(|bytes| Freed { bytes }).map_err(|error| cannot_change(name, error))

@@ -220,7 +220,7 @@ impl Staging {
         if let [only] = names.as_slice() {
             return self.put(only, clones);
         }
-        self.folder.create_small(COMMIT, b"", true)?;
+        self.folder.create_small(COMMIT, b"", false)?;
         self.folder.sync()?;
         self.tmp.sync()?;
         // From here on the batch is decided: an error must leave it to be finished, not to be removed.
