@@ -35,7 +35,7 @@ fn clones_are_made_by_name_and_by_count_all_or_none() {
     assert_eq!(shed.ok(&["clone", "deb@1", "web", "--count", "12"]), "12 clones of deb@1: web-1 to web-12\n");
     let said = shed.fails(1, &["clone", "deb", "c", "a", "d"]);
     assert!(said.contains("clone a") || said.contains("\"a\"") || said.contains(" a "), "{said}");
-    let said = shed.fails(1, &["clone", "deb", "x", "y", "--count", "2"]);
+    let said = shed.fails(2, &["clone", "deb", "x", "y", "--count", "2"]);
     assert!(said.contains("--count"), "{said}");
     shed.fails(1, &["clone", "deb", "deb"]);
     let list = shed.json(&["list"]);
@@ -344,4 +344,31 @@ fn a_thousand_clones_are_made_and_listed() {
             .all(|clone| clone["own_bytes"].as_u64().unwrap() <= 200 << 10)
     );
     assert_eq!(shed.ok(&["tree"]).lines().count(), 1002);
+}
+
+#[test]
+fn a_base_taken_for_a_clone_and_the_other_way_round_is_told_which_command_is_meant() {
+    let shed = Shed::with_base();
+    shed.ok(&["clone", "deb", "web"]);
+    for command in ["checkpoint", "checkpoints", "check"] {
+        let said = shed.fails(1, &[command, "deb"]);
+        assert!(said.contains("deb is a base, not a clone; `cowshed clone deb NAME`"), "{said}");
+    }
+    for arguments in [&["verify", "web"][..], &["clone", "web", "x"]] {
+        let said = shed.fails(1, arguments);
+        assert!(said.contains("web is a clone, not a base; `cowshed check web`"), "{said}");
+    }
+}
+
+#[test]
+fn an_export_into_a_folder_that_is_missing_names_that_folder_and_nothing_else() {
+    let shed = Shed::with_base();
+    let out = shed.path("nodir/x");
+    let said = shed.fails(1, &["export", "deb", out.to_str().unwrap()]);
+    let folder = shed.path("nodir");
+    let expected = format!(
+        "cowshed: cannot make a file in {}: No such file or directory (os error 2)",
+        folder.display()
+    );
+    assert_eq!(said, expected);
 }

@@ -211,7 +211,7 @@ fn debris_of_the_dead_goes_and_the_living_stay() {
     fs::create_dir_all(tmp.join("1-0/base")).unwrap();
     fs::write(tmp.join("1-0/base/disk.raw"), "half").unwrap();
     let sealed = File::open(tmp.join("1-0/base/disk.raw")).unwrap();
-    cowshed::storage::seal(&sealed).unwrap();
+    cowshed::storage::seal(&cowshed::storage::HostFile::new(sealed)).unwrap();
     fs::create_dir(tmp.join("2-0")).unwrap();
     fs::write(tmp.join("stray"), "").unwrap();
     let living = File::open(tmp.join("2-0")).unwrap();

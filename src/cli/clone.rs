@@ -3,8 +3,9 @@ use super::context::Context;
 use super::output::{self, Json};
 use super::units::count;
 use crate::store::{self, BaseRef, CloneOptions, Name};
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
+use clap::error::ErrorKind;
 use std::process::ExitCode;
 
 /// Most clones that one command makes.
@@ -59,7 +60,9 @@ impl Clone {
     fn all_names(&self) -> anyhow::Result<Vec<Name>> {
         let Some(count) = self.count else { return Ok(self.names.clone()) };
         let [prefix] = self.names.as_slice() else {
-            bail!("--count makes numbered clones of one NAME, and {} are given", self.names.len());
+            let message =
+                format!("--count makes numbered clones of one NAME, and {} are given", self.names.len());
+            return Err(clap::Error::raw(ErrorKind::ArgumentConflict, message).into());
         };
         let name = |number: u32| format!("{prefix}-{number}").parse();
         (1..=count).map(name).collect::<Result<_, _>>().context("--count")

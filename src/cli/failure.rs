@@ -18,6 +18,10 @@ pub(super) fn say(error: &anyhow::Error) -> ExitCode {
     if is_closed_pipe(error) {
         return ExitCode::SUCCESS;
     }
+    // Some wrong usage is seen by the command itself.
+    if let Some(error) = error.downcast_ref() {
+        return usage(error);
+    }
     write_line(&sentence(error));
     if is_interrupt(error) { ExitCode::from(INTERRUPTED) } else { ExitCode::FAILURE }
 }

@@ -4,7 +4,7 @@ use super::failure;
 use super::output::{self, Json};
 use super::progress::Bar;
 use super::units::size;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::ops::verify::{VerifyReport, reseal, verify};
 use crate::store::{Base, BaseRef, Broken, Store, Survey};
 use clap::Args;
@@ -46,7 +46,7 @@ impl Verify {
         broken.retain(|broken| broken.kind == "base" && self.means(broken));
         let mut failed = Vec::new();
         let mut reports = Vec::new();
-        for base in self.versions(bases, &broken)? {
+        for base in self.versions(&store, bases, &broken)? {
             bar.start(format!("verifying {base}"));
             match self.one(&store, &base, &bar) {
                 Ok(report) => reports.push(Outcomes::Read(report)),
@@ -98,7 +98,7 @@ impl Verify {
         self.all || self.bases.iter().any(asked)
     }
 
-    fn versions(&self, bases: Vec<Base>, broken: &[Broken]) -> Result<Vec<BaseRef>> {
+    fn versions(&self, store: &Store, bases: Vec<Base>, broken: &[Broken]) -> Result<Vec<BaseRef>> {
         let known: Vec<BaseRef> =
             bases.into_iter().map(|base| BaseRef::exact(base.name, base.version)).collect();
         if self.all {
@@ -110,8 +110,7 @@ impl Verify {
             let before = wanted.len();
             wanted.extend(known.iter().filter(meant).cloned());
             if wanted.len() == before && broken.is_empty() {
-                let hint = format!("there is no base {base}; `cowshed list` shows what there is");
-                return Err(Error::new(Kind::NotFound, hint));
+                return Err(store.no_base(base));
             }
         }
         Ok(wanted)

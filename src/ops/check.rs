@@ -1,8 +1,8 @@
 //! Check: the structure of all files of a clone.
 
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::qcow2::{self, CheckReport};
-use crate::store::{Access, Name, Refusals, Store};
+use crate::store::{Access, CloneFile, Name, Refusals, Store};
 use crate::units::length;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,11 +54,10 @@ pub fn check_clone(store: &Store, name: &Name, repair: bool) -> Result<CloneRepo
     let files = store.clone_files(name, if repair { Access::Write } else { Access::Read })?;
     let mut layers = Vec::new();
     for (number, layer) in files.layers.iter().enumerate() {
-        let checked = match repair && number == 0 {
-            true => qcow2::repair(Arc::clone(&layer.storage)),
-            false => qcow2::check(Arc::clone(&layer.storage)),
+        let report = match repair && number == 0 {
+            true => repaired(layer).map_err(|error| error.at(format!("clone {name}")))?,
+            false => qcow2::check(Arc::clone(&layer.storage)).unwrap_or_else(|error| unreadable(&error)),
         };
-        let report = checked.unwrap_or_else(|error| unreadable(&error));
         layers.push(LayerReport { file: layer.file.clone(), report });
     }
     // While this holds the locks the clone can be opened without any.
@@ -66,7 +65,16 @@ pub fn check_clone(store: &Store, name: &Name, repair: bool) -> Result<CloneRepo
     Ok(CloneReport { name: name.clone(), layers, refused, refused_checkpoints })
 }
 
+/// A host that fails is no damage of the file, and a repair that was not made is not one.
+fn repaired(layer: &CloneFile) -> Result<CheckReport> {
+    match qcow2::repair(Arc::clone(&layer.storage)) {
+        Err(error) if matches!(error.kind(), Kind::Io | Kind::NoSpace | Kind::Latched) => Err(error),
+        other => Ok(other.unwrap_or_else(|error| unreadable(&error))),
+    }
+}
+
 /// A file of which not even the header can be read is one damage.
 fn unreadable(error: &crate::Error) -> CheckReport {
-    CheckReport { errors: vec![error.to_string()], error_count: 1, ..CheckReport::default() }
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    CheckReport { errors: vec![format!("{error}{cause}")], error_count: 1, ..CheckReport::default() }
 }

@@ -6,7 +6,7 @@ use super::scan::{Flat, copy};
 use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::qcow2::{self, CreateOptions, Image, OpenOptions};
-use crate::storage::{HostFile, Storage};
+use crate::storage::Storage;
 use crate::store::{Access, DiskFormat, Store, Target};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,9 +35,9 @@ pub fn export(store: &Store, request: &ExportRequest, progress: &dyn Progress) -
     let open = store.open_target(&request.target, Access::Read)?;
     let shown = request.out.display();
     refuse_inside(store, &request.out)?;
-    let out = NewFile::create(&request.out, request.force)?;
+    let out = NewFile::create(store, &request.out, request.force)?;
     let cannot = |error| Error::io(format!("cannot write {shown}"), error);
-    let file: Arc<dyn Storage> = Arc::new(HostFile::new(out.file().map_err(cannot)?));
+    let file: Arc<dyn Storage> = Arc::new(out.file().map_err(cannot)?);
     match request.format {
         DiskFormat::Raw => {
             file.set_len(open.disk.size()).map_err(cannot)?;

@@ -6,7 +6,7 @@ use super::scan::{Flat, Nowhere, scan};
 use super::source::{Source, SourceFile};
 use crate::disk::{Disk, Layer, RawLayer};
 use crate::error::{Error, Result};
-use crate::storage::{HostFile, Storage};
+use crate::storage::Storage;
 use crate::store::{Base, DISK_MAX, DiskFormat, Name, NewBase, Store, SumList};
 use crate::units::SECTOR;
 use std::path::PathBuf;
@@ -74,7 +74,7 @@ fn native(
     let source = Source::open(request, top, format)?;
     let place = request.source.display();
     let size = padded(source.disk.size()).map_err(|error| error.at(&place))?;
-    let out = HostFile::new(new.create_disk(DiskFormat::Raw)?);
+    let out = new.create_disk(DiskFormat::Raw)?;
     out.set_len(size).map_err(|error| Error::io(format!("cannot make a file of {size} bytes"), error))?;
     let sums = scan(&source.disk, size, &Flat(&out), progress).map_err(|error| error.at(&place))?;
     source.files.iter().try_for_each(SourceFile::unchanged)?;
@@ -93,10 +93,10 @@ fn converted(
     top.unchanged()?;
     let cannot = |error| Error::io("cannot read what qemu-img wrote", error);
     let file = new.open_disk(DiskFormat::Raw)?;
-    let len = file.metadata().map_err(cannot)?.len();
+    let len = file.len().map_err(cannot)?;
     let size = padded(len)?;
     file.set_len(size).map_err(cannot)?;
-    let disk = Disk::new(vec![Layer::Raw(RawLayer::new(Arc::new(HostFile::new(file)), false)?)])?;
+    let disk = Disk::new(vec![Layer::Raw(RawLayer::new(Arc::new(file), false)?)])?;
     Ok((size, scan(&disk, size, &Nowhere, progress)?))
 }
 

@@ -1,102 +1,131 @@
 //! A file that appears under its name when it is complete, or not at all.
 
 use crate::error::{Error, Kind, Result};
+use crate::storage::{FileAccess, Folder, HostFile, is_file};
+use crate::store::Store;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags};
-use nix::unistd::linkat;
-use std::fs::{self, File};
+use nix::fcntl::{Flock, FlockArg};
+use std::ffi::OsString;
+use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use tempfile::{NamedTempFile, TempPath};
+
+/// How the names of files in the making begin.
+const BESIDE: &str = ".cowshed-export-";
 
 /// A file in the making, beside the place that it is for.
 #[derive(Debug)]
 pub(super) struct NewFile {
-    file: File,
-    /// Its name while it is made, on filesystems where a file cannot do without one.
-    temporary: Option<TempPath>,
+    folder: Folder,
+    file: HostFile,
+    /// The name that it has beside its place, if it has one; removed when this is dropped.
+    beside: Option<String>,
+    /// Says that we live to all who would remove the file beside its place; `None` where the host has no such locks.
+    _mine: Option<Flock<File>>,
+    name: OsString,
     out: PathBuf,
-    folder: PathBuf,
     replace: bool,
 }
 
 impl NewFile {
     /// Begins the file that will be `out`, which must not exist unless it is to be replaced.
-    pub(super) fn create(out: &Path, replace: bool) -> Result<Self> {
+    pub(super) fn create(store: &Store, out: &Path, replace: bool) -> Result<Self> {
         let shown = out.display();
-        match fs::symlink_metadata(out) {
-            Ok(meta) if !meta.is_file() => {
+        let Some(name) = out.file_name() else {
+            return Err(Error::invalid(format!("{shown} does not name a file")));
+        };
+        let parent = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let cannot = |error| Error::io(format!("cannot make a file in {}", parent.display()), error);
+        let folder = store.folder_elsewhere(parent).map_err(cannot)?;
+        match folder.stat(name) {
+            Ok(stat) if !is_file(&stat) => {
                 return Err(Error::invalid(format!("{shown} is not a regular file; name a new file")));
             }
-            Ok(_) if !replace => {
-                return Err(Error::new(Kind::Exists, format!("{shown} exists; --force replaces it")));
-            }
+            Ok(_) if !replace => return Err(exists(out)),
             _ => {}
         }
-        if out.file_name().is_none() {
-            return Err(Error::invalid(format!("{shown} does not name a file")));
-        }
-        let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let cannot = |error| Error::io(format!("cannot make a file in {}", folder.display()), error);
-        let (file, temporary) = match nameless(folder) {
+        let (file, beside) = match folder.create_nameless() {
             Ok(file) => (file, None),
             Err(error) if has_names_only(&error) => {
-                let (file, path) =
-                    NamedTempFile::with_prefix_in(".cowshed-", folder).map_err(cannot)?.into_parts();
-                (file, Some(path))
+                let beside = name_beside();
+                (folder.create(&beside).map_err(cannot)?, Some(beside))
             }
             Err(error) => return Err(cannot(error)),
         };
-        let (out, folder) = (out.to_owned(), folder.to_owned());
-        Ok(Self { file, temporary, out, folder, replace })
+        let mine = hold(file.try_clone().map_err(cannot)?);
+        if replace || beside.is_some() {
+            remove_debris(&folder);
+        }
+        Ok(Self { folder, file, beside, _mine: mine, name: name.to_owned(), out: out.to_owned(), replace })
     }
 
     /// The file, to write to.
-    pub(super) fn file(&self) -> io::Result<File> {
+    pub(super) fn file(&self) -> io::Result<HostFile> {
         self.file.try_clone()
     }
 
     /// Gives the file, which is durable, its name.
-    pub(super) fn put(self) -> Result<()> {
-        let shown = self.out.display().to_string();
+    pub(super) fn put(mut self) -> Result<()> {
         self.named().map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                Error::new(Kind::Exists, format!("{shown} exists; --force replaces it"))
-            }
-            _ => Error::io(format!("cannot make {shown}"), error),
+            io::ErrorKind::AlreadyExists => exists(&self.out),
+            _ => Error::io(format!("cannot make {}", self.out.display()), error),
         })
     }
 
-    fn named(self) -> io::Result<()> {
-        let Self { file, temporary, out, folder, replace } = self;
-        match temporary {
-            Some(path) if replace => path.persist(&out)?,
-            Some(path) => path.persist_noclobber(&out)?,
-            None if replace => {
-                // A link never replaces: it gets a name beside the place first, then takes the place.
-                let beside = folder.join(format!(".cowshed-{}-{}", std::process::id(), file.as_raw_fd()));
-                link(&file, &beside)?;
-                TempPath::try_from_path(beside)?.persist(&out)?;
-            }
-            None => link(&file, &out)?,
+    fn named(&mut self) -> io::Result<()> {
+        if self.beside.is_none() && self.replace {
+            // A link never replaces: it gets a name beside the place first, then takes the place.
+            let beside = name_beside();
+            self.folder.link_file(&self.file, &beside)?;
+            self.beside = Some(beside);
         }
-        File::open(&folder)?.sync_all()
+        match &self.beside {
+            Some(beside) if self.replace => self.folder.move_over(beside, &self.folder, &self.name)?,
+            Some(beside) => self.folder.move_new(beside, &self.folder, &self.name)?,
+            None => self.folder.link_file(&self.file, &self.name)?,
+        }
+        self.beside = None;
+        self.folder.sync().inspect_err(|_| {
+            // What may not be durable is not to be there. What was replaced cannot be put back.
+            if !self.replace {
+                let _ = self.folder.unlink_if_there(&self.name);
+            }
+        })
     }
 }
 
-/// A file without a name: when we die, it is gone.
-fn nameless(folder: &Path) -> io::Result<File> {
-    File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).open(folder)
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(beside) = &self.beside {
+            let _ = self.folder.unlink_if_there(beside);
+        }
+    }
+}
+
+fn exists(out: &Path) -> Error {
+    Error::new(Kind::Exists, format!("{} exists; --force replaces it", out.display()))
+}
+
+/// Removes what exports that were killed left: files beside their places that nobody holds.
+fn remove_debris(folder: &Folder) {
+    for name in folder.names().unwrap_or_default().iter().filter(|name| name.starts_with(BESIDE)) {
+        if folder.file(name, FileAccess::Read).is_ok_and(|file| hold(file).is_some()) {
+            let _ = folder.unlink_if_there(name);
+        }
+    }
+}
+
+fn hold(file: HostFile) -> Option<Flock<File>> {
+    Flock::lock(file.into_file(), FlockArg::LockExclusiveNonblock).ok()
+}
+
+fn name_beside() -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    format!("{BESIDE}{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
 fn has_names_only(error: &io::Error) -> bool {
     let known = [Errno::EOPNOTSUPP, Errno::EISDIR, Errno::EINVAL, Errno::ENOENT];
     error.raw_os_error().is_some_and(|raw| known.contains(&Errno::from_raw(raw)))
-}
-
-fn link(file: &File, name: &Path) -> io::Result<()> {
-    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-    Ok(linkat(AT_FDCWD, own.as_str(), AT_FDCWD, name, AtFlags::AT_SYMLINK_FOLLOW)?)
 }

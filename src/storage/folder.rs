@@ -3,34 +3,38 @@
 //! Everything is reached through an open folder, one component at a time, and never through a symbolic link: a link
 //! planted inside a store leads nowhere. Only regular files are opened, so that a fifo or a device cannot hang us.
 
-use crate::units::length;
+use super::watch::{self, Change, Entry, Watch, Watcher};
+use super::{HostFile, Storage};
+use crate::units::{HostOffset, length};
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat, openat2, renameat, renameat2};
+use nix::fcntl::{
+    AT_FDCWD, AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat, openat2, renameat, renameat2,
+};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, syncfs, unlinkat};
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 /// How a file of a folder is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileAccess {
     /// For reading.
     Read,
-    /// For reading and writing; the file must exist.
+    /// For reading and writing.
     Write,
-    /// For reading and writing; the file must not exist.
-    Create,
 }
 
-/// An open folder.
+/// An open folder. Who watches it also watches what is opened below it.
 #[derive(Debug)]
 pub struct Folder {
     fd: OwnedFd,
     path: PathBuf,
+    watcher: Watcher,
 }
 
 const NO_LINKS: ResolveFlag = ResolveFlag::RESOLVE_BENEATH
@@ -43,9 +47,33 @@ impl Folder {
     /// # Errors
     /// The host's.
     pub fn open(path: &Path) -> io::Result<Self> {
+        Self::open_watched(path, None)
+    }
+
+    /// The same with somebody who watches all changes.
+    ///
+    /// # Errors
+    /// As [`Folder::open`].
+    pub fn open_watched(path: &Path, watcher: Option<Arc<dyn Watch>>) -> io::Result<Self> {
         let path = std::fs::canonicalize(path)?;
         let file = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(&path)?;
-        Ok(Self { fd: file.into(), path })
+        Ok(Self { fd: file.into(), path, watcher })
+    }
+
+    /// Opens the folder at `path`, which a user named, watched as this one is.
+    ///
+    /// # Errors
+    /// As [`Folder::open`].
+    pub fn elsewhere(&self, path: &Path) -> io::Result<Self> {
+        Self::open_watched(path, self.watcher.clone())
+    }
+
+    fn change(&self, change: Change<'_>, make: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+        watch::change(&self.watcher, change, make)
+    }
+
+    fn entry<'a>(&'a self, name: &'a Path) -> Entry<'a> {
+        Entry { folder: self, name }
     }
 
     /// Where it was when it was opened, absolute.
@@ -59,7 +87,7 @@ impl Folder {
     /// # Errors
     /// The host's.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { fd: self.fd.try_clone()?, path: self.path.clone() })
+        Ok(Self { fd: self.fd.try_clone()?, path: self.path.clone(), watcher: self.watcher.clone() })
     }
 
     /// Opens a folder below this one.
@@ -69,24 +97,49 @@ impl Folder {
     pub fn folder(&self, below: impl AsRef<Path>) -> io::Result<Self> {
         let below = below.as_ref();
         let fd = self.open_beneath(below, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
-        Ok(Self { fd, path: self.path.join(below) })
+        Ok(Self { fd, path: self.path.join(below), watcher: self.watcher.clone() })
     }
 
     /// Opens a regular file below this folder.
     ///
     /// # Errors
     /// The host's; `InvalidInput` for anything that is not a regular file.
-    pub fn file(&self, below: impl AsRef<Path>, access: FileAccess) -> io::Result<File> {
+    pub fn file(&self, below: impl AsRef<Path>, access: FileAccess) -> io::Result<HostFile> {
         let flags = match access {
             FileAccess::Read => OFlag::O_RDONLY,
             FileAccess::Write => OFlag::O_RDWR,
-            FileAccess::Create => OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL,
         };
         let file = File::from(self.open_beneath(below.as_ref(), flags | OFlag::O_NONBLOCK)?);
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        Ok(file)
+        Ok(HostFile::watched(file, self.watcher.clone()))
+    }
+
+    /// Makes the empty file `name`, for reading and writing.
+    ///
+    /// # Errors
+    /// The host's; `AlreadyExists`.
+    pub fn create(&self, name: impl AsRef<Path>) -> io::Result<HostFile> {
+        let name = name.as_ref();
+        let mut made = None;
+        self.change(Change::CreateFile(self.entry(name)), || {
+            let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NONBLOCK;
+            made = Some(self.open_beneath(name, flags)?);
+            Ok(())
+        })?;
+        let file = made.ok_or(Errno::EIO)?;
+        Ok(HostFile::watched(file.into(), self.watcher.clone()))
+    }
+
+    /// Makes a file that has no name yet, for reading and writing: when we die, it is gone.
+    ///
+    /// # Errors
+    /// The host's; not every filesystem has such files.
+    pub fn create_nameless(&self) -> io::Result<HostFile> {
+        let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
+        let file = openat(&self.fd, ".", flags, Mode::from_bits_truncate(0o666))?;
+        Ok(HostFile::watched(file.into(), self.watcher.clone()))
     }
 
     fn open_beneath(&self, below: &Path, flags: OFlag) -> io::Result<OwnedFd> {
@@ -121,7 +174,7 @@ impl Folder {
     /// The host's; `InvalidData` for a file of more than `limit` bytes.
     pub fn read_small(&self, below: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        self.file(below, FileAccess::Read)?.take(limit + 1).read_to_end(&mut bytes)?;
+        self.file(below, FileAccess::Read)?.file().take(limit + 1).read_to_end(&mut bytes)?;
         if length(bytes.len()) > limit {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -137,8 +190,8 @@ impl Folder {
     /// # Errors
     /// The host's; `AlreadyExists`.
     pub fn create_small(&self, name: &str, bytes: &[u8], durable: bool) -> io::Result<()> {
-        let mut file = self.file(name, FileAccess::Create)?;
-        file.write_all(bytes)?;
+        let file = self.create(name)?;
+        file.write_at(bytes, HostOffset(0))?;
         if durable {
             file.sync_all()?;
         }
@@ -153,9 +206,7 @@ impl Folder {
     pub fn replace_small(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let staged = format!(".{name}.new");
         self.unlink_if_there(&staged)?;
-        let put = self
-            .create_small(&staged, bytes, true)
-            .and_then(|()| Ok(renameat(&self.fd, staged.as_str(), &self.fd, name)?));
+        let put = self.create_small(&staged, bytes, true).and_then(|()| self.move_over(&staged, self, name));
         if put.is_err() {
             // The first error is the one to tell; what stays is replaced by the next try.
             let _ = self.unlink_if_there(&staged);
@@ -168,8 +219,18 @@ impl Folder {
     ///
     /// # Errors
     /// The host's; `AlreadyExists`.
-    pub fn make_folder(&self, name: &str) -> io::Result<()> {
-        Ok(mkdirat(&self.fd, name, Mode::from_bits_truncate(0o755))?)
+    pub fn make_folder(&self, name: impl AsRef<Path>) -> io::Result<()> {
+        self.make_folder_for(name, 0o755)
+    }
+
+    /// Makes a folder with another mode, less the umask.
+    ///
+    /// # Errors
+    /// The host's; `AlreadyExists`.
+    pub fn make_folder_for(&self, name: impl AsRef<Path>, mode: u32) -> io::Result<()> {
+        let name = name.as_ref();
+        let mode = Mode::from_bits_truncate(mode);
+        self.change(Change::MakeFolder(self.entry(name)), || Ok(mkdirat(&self.fd, name, mode)?))
     }
 
     /// Names in this folder, sorted, without `.` and `..`. Names that are not UTF-8 are nobody's, and left out.
@@ -196,15 +257,15 @@ impl Folder {
     ///
     /// # Errors
     /// The host's.
-    pub fn stat(&self, name: &str) -> io::Result<FileStat> {
-        Ok(fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
+    pub fn stat(&self, name: impl AsRef<Path>) -> io::Result<FileStat> {
+        Ok(fstatat(&self.fd, name.as_ref(), AtFlags::AT_SYMLINK_NOFOLLOW)?)
     }
 
     /// Whether there is something of that name.
     ///
     /// # Errors
     /// The host's.
-    pub fn has(&self, name: &str) -> io::Result<bool> {
+    pub fn has(&self, name: impl AsRef<Path>) -> io::Result<bool> {
         match self.stat(name) {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -216,43 +277,70 @@ impl Folder {
     ///
     /// # Errors
     /// The host's; `AlreadyExists`.
-    pub fn move_new(&self, name: &str, to: &Folder, new: &str) -> io::Result<()> {
-        match renameat2(&self.fd, name, &to.fd, new, RenameFlags::RENAME_NOREPLACE) {
-            // Not every filesystem has it. The callers hold the store's lock, so nobody else makes `new` meanwhile.
-            Err(Errno::EINVAL | Errno::ENOSYS) if !to.has(new)? => Ok(renameat(&self.fd, name, &to.fd, new)?),
-            Err(Errno::EINVAL | Errno::ENOSYS) => Err(Errno::EEXIST.into()),
-            other => Ok(other?),
-        }
+    pub fn move_new(&self, name: impl AsRef<Path>, to: &Folder, new: impl AsRef<Path>) -> io::Result<()> {
+        let (name, new) = (name.as_ref(), new.as_ref());
+        self.change(Change::Rename(self.entry(name), to.entry(new)), || {
+            match renameat2(&self.fd, name, &to.fd, new, RenameFlags::RENAME_NOREPLACE) {
+                // Not every filesystem has it. The callers hold the store's lock, so nobody else makes `new` meanwhile.
+                Err(Errno::EINVAL | Errno::ENOSYS) if !to.has(new)? => {
+                    Ok(renameat(&self.fd, name, &to.fd, new)?)
+                }
+                Err(Errno::EINVAL | Errno::ENOSYS) => Err(Errno::EEXIST.into()),
+                other => Ok(other?),
+            }
+        })
     }
 
     /// Moves the file `name` over `to`/`new`; durable after a [`Folder::sync`] of `to`.
     ///
     /// # Errors
     /// The host's.
-    pub fn move_over(&self, name: &str, to: &Folder, new: &str) -> io::Result<()> {
-        Ok(renameat(&self.fd, name, &to.fd, new)?)
+    pub fn move_over(&self, name: impl AsRef<Path>, to: &Folder, new: impl AsRef<Path>) -> io::Result<()> {
+        let (name, new) = (name.as_ref(), new.as_ref());
+        let change = Change::Rename(self.entry(name), to.entry(new));
+        self.change(change, || Ok(renameat(&self.fd, name, &to.fd, new)?))
     }
 
     /// Gives the file `name` the second name `new`, which must not exist.
     ///
     /// # Errors
     /// The host's; `AlreadyExists`.
-    pub fn link(&self, name: &str, new: &str) -> io::Result<()> {
-        Ok(linkat(&self.fd, name, &self.fd, new, AtFlags::empty())?)
+    pub fn link(&self, name: impl AsRef<Path>, new: impl AsRef<Path>) -> io::Result<()> {
+        let (name, new) = (name.as_ref(), new.as_ref());
+        let change = Change::Link(self.entry(new));
+        self.change(change, || Ok(linkat(&self.fd, name, &self.fd, new, AtFlags::empty())?))
+    }
+
+    /// Gives an open file, which may have no name, the name `new`, which must not exist.
+    ///
+    /// # Errors
+    /// The host's; `AlreadyExists`.
+    pub fn link_file(&self, file: &HostFile, new: impl AsRef<Path>) -> io::Result<()> {
+        let new = new.as_ref();
+        let own = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+        self.change(Change::Link(self.entry(new)), || {
+            Ok(linkat(AT_FDCWD, own.as_str(), &self.fd, new, AtFlags::AT_SYMLINK_FOLLOW)?)
+        })
     }
 
     /// Removes a file, sealed or not; that it is missing is no error.
     ///
     /// # Errors
     /// The host's.
-    pub fn unlink_if_there(&self, name: &str) -> io::Result<()> {
-        match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            Err(Errno::EPERM) => {
-                super::seal::set_immutable(&self.file(name, FileAccess::Read)?, false)?;
+    pub fn unlink_if_there(&self, name: impl AsRef<Path>) -> io::Result<()> {
+        let name = name.as_ref();
+        let unlink = || {
+            self.change(Change::Unlink(self.entry(name)), || {
                 Ok(unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)?)
+            })
+        };
+        match unlink() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                self.file(name, FileAccess::Read)?.set_immutable(false)?;
+                unlink()
             }
-            Err(error) => Err(error.into()),
+            other => other,
         }
     }
 
@@ -260,8 +348,10 @@ impl Folder {
     ///
     /// # Errors
     /// The host's.
-    pub fn remove_folder(&self, name: &str) -> io::Result<()> {
-        Ok(unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir)?)
+    pub fn remove_folder(&self, name: impl AsRef<Path>) -> io::Result<()> {
+        let name = name.as_ref();
+        let change = Change::RemoveFolder(self.entry(name));
+        self.change(change, || Ok(unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir)?))
     }
 
     /// Removes `name` and all that is in it; sealed files too.
@@ -293,7 +383,7 @@ impl Folder {
     /// # Errors
     /// The host's.
     pub fn sync(&self) -> io::Result<()> {
-        Ok(nix::unistd::fsync(&self.fd)?)
+        self.change(Change::SyncFolder(self), || Ok(nix::unistd::fsync(&self.fd)?))
     }
 
     /// Makes everything on this folder's filesystem durable: cheaper than many single syncs.
@@ -301,7 +391,7 @@ impl Folder {
     /// # Errors
     /// The host's.
     pub fn sync_filesystem(&self) -> io::Result<()> {
-        Ok(syncfs(&self.fd)?)
+        self.change(Change::SyncFilesystem(self), || Ok(syncfs(&self.fd)?))
     }
 }
 

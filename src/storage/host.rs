@@ -1,9 +1,11 @@
 //! A file of the host's filesystem.
 
-use super::{Run, Storage};
+use super::watch::{self, Change, Watcher};
+use super::{Run, Storage, seal};
 use crate::units::{HostOffset, SECTOR, length};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Whence, lseek64};
 use std::fs::File;
 use std::io;
@@ -14,13 +16,67 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 #[derive(Debug)]
 pub struct HostFile {
     file: File,
+    watcher: Watcher,
 }
 
 impl HostFile {
     /// Takes over an open file; whether it can be written depends on how it was opened.
     #[must_use]
     pub fn new(file: File) -> Self {
-        Self { file }
+        Self { file, watcher: None }
+    }
+
+    pub(super) fn watched(file: File, watcher: Watcher) -> Self {
+        Self { file, watcher }
+    }
+
+    /// The file itself, to look at and to lock; it is not to be changed through this.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The file itself, to keep: for locks.
+    #[must_use]
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
+    /// Another handle on the same open file.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, watcher: self.watcher.clone() })
+    }
+
+    /// Makes times and mode durable too; [`Storage::sync`] leaves those out.
+    ///
+    /// # Errors
+    /// As [`Storage::sync`].
+    pub fn sync_all(&self) -> io::Result<()> {
+        self.change(Change::SyncFile(&self.file), || self.file.sync_all())
+    }
+
+    /// Sets the mode.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn set_mode(&self, mode: u32) -> io::Result<()> {
+        let mode = Mode::from_bits_truncate(mode);
+        self.change(Change::Protect(&self.file), || Ok(fchmod(&self.file, mode)?))
+    }
+
+    /// Sets or clears the immutable attribute.
+    ///
+    /// # Errors
+    /// As [`seal::set_immutable`].
+    pub fn set_immutable(&self, on: bool) -> io::Result<()> {
+        self.change(Change::Protect(&self.file), || seal::set_immutable(&self.file, on))
+    }
+
+    fn change(&self, change: Change<'_>, make: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+        watch::change(&self.watcher, change, make)
     }
 }
 
@@ -55,7 +111,7 @@ impl Storage for HostFile {
     }
 
     fn write_at(&self, data: &[u8], at: HostOffset) -> io::Result<()> {
-        self.file.write_all_at(data, at.0)
+        self.change(Change::Write(&self.file, at, data), || self.file.write_all_at(data, at.0))
     }
 
     fn punch(&self, at: HostOffset, len: u64) -> io::Result<()> {
@@ -63,18 +119,12 @@ impl Storage for HostFile {
         if end <= at.0 {
             return Ok(());
         }
-        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        loop {
-            match fallocate(&self.file, mode, signed(at.0)?, signed(end - at.0)?) {
-                Err(Errno::EINTR) => {}
-                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return write_zeros(self, at, end - at.0),
-                other => return Ok(other?),
-            }
-        }
+        let len = end - at.0;
+        self.change(Change::Punch(&self.file, at, len), || punch(&self.file, at, len))
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.change(Change::SyncData(&self.file), || self.file.sync_data())
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -82,7 +132,7 @@ impl Storage for HostFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+        self.change(Change::SetLen(&self.file, len), || self.file.set_len(len))
     }
 
     fn run_at(&self, at: HostOffset) -> io::Result<Run> {
@@ -108,12 +158,24 @@ impl Storage for HostFile {
     }
 }
 
-fn write_zeros(file: &HostFile, at: HostOffset, len: u64) -> io::Result<()> {
+/// Punches a range within the file.
+fn punch(file: &File, at: HostOffset, len: u64) -> io::Result<()> {
+    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    loop {
+        match fallocate(file, mode, signed(at.0)?, signed(len)?) {
+            Err(Errno::EINTR) => {}
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return write_zeros(file, at, len),
+            other => return Ok(other?),
+        }
+    }
+}
+
+fn write_zeros(file: &File, at: HostOffset, len: u64) -> io::Result<()> {
     static ZEROS: [u8; 65536] = [0; 65536];
     let mut done = 0;
     while done < len {
         let step = (len - done).min(length(ZEROS.len()));
-        file.write_at(&ZEROS[..crate::units::index(step)], at + done)?;
+        file.write_all_at(&ZEROS[..crate::units::index(step)], at.0 + done)?;
         done += step;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Host files. Nothing above this module touches a file's bytes by any other way.
+//! Host files and their names. Nothing above this module changes a file or a name of the store by any other way.
 
 mod device;
 mod folder;
@@ -9,6 +9,7 @@ mod memory;
 mod recorder;
 mod seal;
 mod session;
+mod watch;
 
 use crate::units::HostOffset;
 use std::fmt;
@@ -23,6 +24,7 @@ pub use memory::{Fault, Memory, Operation};
 pub use recorder::{Effect, Event, Recorder};
 pub use seal::{Fingerprint, block_bytes, forget_cached, seal, set_immutable};
 pub use session::Session;
+pub use watch::{Change, Entry, Watch};
 
 /// A run of a file that is data throughout, or a hole throughout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

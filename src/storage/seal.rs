@@ -1,9 +1,9 @@
 //! Sealing a file, and recognising that a sealed one was touched.
 
+use super::HostFile;
 use crate::units::length;
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::sys::stat::{Mode, fchmod};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
@@ -76,14 +76,14 @@ impl Fingerprint {
 ///
 /// # Errors
 /// The host's; that it cannot be made immutable is no error.
-pub fn seal(file: &File) -> io::Result<()> {
-    let sealed = Mode::from_bits_truncate(0o444);
-    if file.metadata()?.mode() & 0o7777 != sealed.bits() {
+pub fn seal(file: &HostFile) -> io::Result<()> {
+    const SEALED: u32 = 0o444;
+    if file.file().metadata()?.mode() & 0o7777 != SEALED {
         // The mode of an immutable file cannot be changed. Without the right to clear that, the next line fails.
-        let _ = set_immutable(file, false);
-        fchmod(file, sealed)?;
+        let _ = file.set_immutable(false);
+        file.set_mode(SEALED)?;
     }
-    match set_immutable(file, true) {
+    match file.set_immutable(true) {
         Err(error) if cannot(&error) => Ok(()),
         other => other,
     }

@@ -6,12 +6,11 @@ use super::manifest::{self, BaseManifest, FORMAT};
 use super::staging::Staging;
 use super::{Base, DiskFormat, Name, Store, SumList, time};
 use crate::error::{Error, Result};
-use crate::storage::{FileAccess, Fingerprint, Folder, seal};
-use std::fs::File;
+use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, seal};
 use std::io;
 
-/// The folder of the new base within the staging folder.
-const STAGED: &str = "base";
+/// The version that an import makes.
+const FIRST: &str = "1";
 
 /// A base that is being made in `tmp`; gone again when dropped.
 #[derive(Debug)]
@@ -27,10 +26,13 @@ impl Store {
         let lock = self.lock()?;
         self.refuse_taken(name)?;
         let staging = lock.stage()?;
-        staging
-            .folder()
-            .make_folder(STAGED)
-            .map_err(|error| Error::io(format!("cannot make a folder for base {name}"), error))?;
+        let make = || {
+            staging
+                .folder()
+                .make_folder(name.as_str())
+                .and_then(|()| staging.folder().folder(name.as_str())?.make_folder(FIRST))
+        };
+        make().map_err(|error| Error::io(format!("cannot make a folder for base {name}"), error))?;
         Ok(NewBase { store: self.clone(), name: name.clone(), staging })
     }
 }
@@ -38,7 +40,11 @@ impl Store {
 impl NewBase {
     /// The folder that becomes the base's.
     pub(crate) fn folder(&self) -> Result<Folder> {
-        self.staging.folder().folder(STAGED).map_err(|error| self.cannot(error))
+        self.versions().and_then(|versions| versions.folder(FIRST)).map_err(|error| self.cannot(error))
+    }
+
+    fn versions(&self) -> io::Result<Folder> {
+        self.staging.folder().folder(self.name.as_str())
     }
 
     fn cannot(&self, error: io::Error) -> Error {
@@ -46,38 +52,25 @@ impl NewBase {
     }
 
     /// The empty file that becomes the base's disk.
-    pub(crate) fn create_disk(&self, format: DiskFormat) -> Result<File> {
-        self.folder()?.file(base_disk(format), FileAccess::Create).map_err(|error| self.cannot(error))
+    pub(crate) fn create_disk(&self, format: DiskFormat) -> Result<HostFile> {
+        self.folder()?.create(base_disk(format)).map_err(|error| self.cannot(error))
     }
 
     /// The base's disk, written by somebody else.
-    pub(crate) fn open_disk(&self, format: DiskFormat) -> Result<File> {
+    pub(crate) fn open_disk(&self, format: DiskFormat) -> Result<HostFile> {
         self.folder()?.file(base_disk(format), FileAccess::Write).map_err(|error| self.cannot(error))
     }
 
     /// Seals the raw disk, whose content has `sums`, and puts the base in its place.
-    pub(crate) fn commit(self, size: u64, sums: &SumList, source: &str) -> Result<Base> {
+    pub(crate) fn commit(mut self, size: u64, sums: &SumList, source: &str) -> Result<Base> {
         let manifest = self.seal(size, sums, source)?;
-        let name = &self.name;
         let _lock = self.store.lock()?;
-        self.store.refuse_taken(name)?;
+        self.store.refuse_taken(&self.name)?;
         let bases = self.store.part(BASES)?;
-        let place = || -> io::Result<()> {
-            match bases.make_folder(name.as_str()) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-            let versions = bases.folder(name.as_str())?;
-            self.staging.folder().move_new(STAGED, &versions, "1")?;
-            versions.sync()?;
-            bases.sync()
-        };
-        place().map_err(|error| {
-            // Only an empty folder is removed: one that holds the base stays.
-            let _ = bases.remove_folder(name.as_str());
-            self.cannot(error)
-        })?;
-        Ok(base_of(name, 1, manifest))
+        // An empty folder has no name.
+        let _ = bases.remove_folder(self.name.as_str());
+        self.staging.put(self.name.as_str(), &bases).map_err(|error| self.cannot(error))?;
+        Ok(base_of(&self.name, 1, manifest))
     }
 
     fn seal(&self, size: u64, sums: &SumList, source: &str) -> Result<BaseManifest> {
@@ -97,11 +90,12 @@ impl NewBase {
                 parent: None,
                 source: manifest::tame(source),
                 created: time::now(),
-                fingerprint: Fingerprint::of(&disk).map_err(cannot)?,
+                fingerprint: Fingerprint::of(disk.file()).map_err(cannot)?,
                 crc_digest: sums.crc_digest(),
             };
             folder.create_small(BASE_FILE, &manifest::bytes(&manifest)?, true).map_err(cannot)?;
             folder.sync().map_err(cannot)?;
+            self.versions().and_then(|versions| versions.sync()).map_err(cannot)?;
             Ok(manifest)
         };
         write()
@@ -109,6 +103,6 @@ impl NewBase {
 
     /// Where the base's disk is while it is made, for a child that writes it.
     pub(crate) fn disk_path(&self, format: DiskFormat) -> std::path::PathBuf {
-        self.staging.folder().path().join(STAGED).join(base_disk(format))
+        self.staging.folder().path().join(self.name.as_str()).join(FIRST).join(base_disk(format))
     }
 }

@@ -16,7 +16,6 @@ use crate::disk::Layer;
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::BackingName;
 use crate::storage::{FileAccess, Fingerprint, Folder, Storage};
-use nix::sys::stat::{Mode, fchmod};
 use std::io;
 
 /// A clone held for a change of its layers: nobody has it open.
@@ -128,7 +127,6 @@ impl Store {
             folder.unlink_if_there(&names[0])?;
             folder.sync()?;
             folder.unlink_if_there(&names[1])?;
-            folder.sync()?;
             Ok(bytes)
         };
         remove().map(|bytes| Freed { bytes }).map_err(|error| cannot_change(name, error))
@@ -196,11 +194,13 @@ impl Held<'_> {
             parent: self.stands_on.checkpoint(),
             note,
             created: time::now(),
-            fingerprint: Fingerprint::of(&disk).map_err(cannot)?.without_ctime(),
+            fingerprint: Fingerprint::of(disk.file()).map_err(cannot)?.without_ctime(),
         };
         let bytes = manifest::bytes(&manifest)?;
         let write = || -> io::Result<()> {
-            self.folder.link(CLONE_DISK, &checkpoint_disk(number))?;
+            self.folder.link(CLONE_DISK, checkpoint_disk(number))?;
+            // Never a manifest without its file: that would keep the number for good.
+            self.folder.sync()?;
             // This syncs the folder: both names are durable before the rename that makes them count.
             self.folder.replace_small(&checkpoint_file(number), &bytes)
         };
@@ -239,7 +239,7 @@ impl Held<'_> {
     /// Makes a checkpoint's file read-only. Its fingerprint guards it; this keeps accidents away.
     fn protect(&self, number: u32) {
         if let Ok(file) = self.folder.file(checkpoint_disk(number), FileAccess::Read) {
-            let _ = fchmod(&file, Mode::from_bits_truncate(0o444));
+            let _ = file.set_mode(0o444);
         }
     }
 }
@@ -249,7 +249,7 @@ pub(super) fn finished(folder: &Folder) -> io::Result<Vec<u32>> {
     let active = folder.stat(CLONE_DISK)?.st_ino;
     let mut numbers = Vec::new();
     for number in folder.names()?.iter().filter_map(|name| checkpoint_of_file(name)) {
-        match folder.stat(&checkpoint_disk(number)) {
+        match folder.stat(checkpoint_disk(number)) {
             Ok(stat) if stat.st_ino != active => numbers.push(number),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

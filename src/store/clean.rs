@@ -2,7 +2,7 @@
 
 use super::layout::{CLONE_DISK, checkpoint_disk, checkpoint_file, checkpoint_of_disk};
 use crate::qcow2::{Image, OpenOptions};
-use crate::storage::{FileAccess, Folder, HostFile};
+use crate::storage::{FileAccess, Folder};
 use std::io;
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ pub(super) fn clone_folder(folder: &Folder) -> io::Result<()> {
         let unfinished = folder.stat(&disk)?.st_ino == active;
         if unfinished || (!folder.has(&manifest)? && !is_named(folder, &names, &disk)) {
             folder.unlink_if_there(&manifest)?;
+            // The manifest's end is durable first, also where a dead process removed it.
+            folder.sync()?;
             folder.unlink_if_there(&disk)?;
         }
     }
@@ -30,7 +32,7 @@ fn is_named(folder: &Folder, names: &[String], disk: &str) -> bool {
     let layers = names.iter().filter(|name| name.ends_with(".qcow2") && *name != disk);
     layers.into_iter().any(|name| {
         let Ok(file) = folder.file(name, FileAccess::Read) else { return true };
-        match Image::open(Arc::new(HostFile::new(file)), OpenOptions::default()) {
+        match Image::open(Arc::new(file), OpenOptions::default()) {
             Ok(image) => image.backing().is_some_and(|backing| backing.file == disk),
             Err(_) => true,
         }

@@ -8,7 +8,7 @@ use super::types::Clone;
 use super::{Access, Base, BaseId, BaseRef, CloneOptions, Name, Store, time};
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::{self, BackingName, CreateOptions, Identity};
-use crate::storage::{FileAccess, Folder, HostFile, Storage};
+use crate::storage::{Folder, HostFile, Storage};
 use std::collections::HashSet;
 
 /// From this many clones on the whole filesystem is synced once instead of each file by itself.
@@ -26,10 +26,9 @@ pub(super) struct NewLayer {
 impl NewLayer {
     /// Makes the file `name` in `folder`, not yet durable.
     pub(super) fn create(&self, folder: &Folder, name: &str) -> Result<HostFile> {
-        let file = folder.file(name, FileAccess::Create).map_err(|error| {
+        let file = folder.create(name).map_err(|error| {
             Error::io(format!("cannot make {}", folder.path().join(name).display()), error)
         })?;
-        let file = HostFile::new(file);
         let mut options = CreateOptions::new(self.size);
         if self.compat {
             options.cluster_bits = 16;
@@ -100,17 +99,18 @@ impl Store {
             base: manifest.base.clone(),
         };
         let bytes = manifest::bytes(manifest)?;
-        let each = names.len() < SYNC_ALL_FROM;
+        let all = names.len() >= SYNC_ALL_FROM;
         for name in names {
-            stage_clone(staged, name, &layer, &bytes, each)
+            stage_clone(staged, name, &layer, &bytes, !all)
                 .map_err(|error| error.at(format!("clone {name}")))?;
         }
-        if !each {
-            staged
-                .sync_filesystem()
-                .map_err(|error| Error::io(format!("cannot sync {}", self.root().display()), error))?;
-        }
-        Ok(())
+        // The names of several are durable before the file that says that all of them count.
+        let synced = match names.len() {
+            _ if all => staged.sync_filesystem(),
+            0 | 1 => Ok(()),
+            _ => staged.sync(),
+        };
+        synced.map_err(|error| Error::io(format!("cannot sync {}", self.root().display()), error))
     }
 }
 

@@ -15,7 +15,6 @@ use crate::disk::{Layer, RawLayer};
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::{BackingName, Image, OpenOptions};
 use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, ImageLock, Role};
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -213,12 +212,12 @@ impl Store {
         Ok(())
     }
 
-    fn base_layer(&self, file: File, name: &Name, manifest: &BaseManifest) -> Result<Layer> {
+    fn base_layer(&self, file: HostFile, name: &Name, manifest: &BaseManifest) -> Result<Layer> {
         if manifest.format == DiskFormat::Raw {
-            return Ok(Layer::Raw(RawLayer::new(Arc::new(HostFile::new(file)), false)?));
+            return Ok(Layer::Raw(RawLayer::new(Arc::new(file), false)?));
         }
         let options = OpenOptions { writable: false, metadata_cache: self.metadata_cache };
-        let image = Image::open(Arc::new(HostFile::new(file)), options)?;
+        let image = Image::open(Arc::new(file), options)?;
         let expected = match manifest.parent {
             None => None,
             Some(parent) => {
@@ -235,15 +234,16 @@ impl Store {
         }
     }
 
-    fn image(&self, file: File, way: Way) -> Result<Image> {
-        Image::open(Arc::new(HostFile::new(file)), self.options(way))
+    fn image(&self, file: HostFile, way: Way) -> Result<Image> {
+        Image::open(Arc::new(file), self.options(way))
     }
 
     /// A clone's active layer, with what its log adds to it.
-    fn active_image(&self, folder: &Folder, file: File, way: Way) -> Result<Image> {
+    fn active_image(&self, folder: &Folder, file: HostFile, way: Way) -> Result<Image> {
         let cannot = |error| Error::io("cannot open its log", error);
-        let log = CloneLog::new(folder.try_clone().map_err(cannot)?, file.try_clone().map_err(cannot)?);
-        Image::open_logged(Arc::new(HostFile::new(file)), self.options(way), Arc::new(log))
+        let disk = file.file().try_clone().map_err(cannot)?;
+        let log = CloneLog::new(folder.try_clone().map_err(cannot)?, disk);
+        Image::open_logged(Arc::new(file), self.options(way), Arc::new(log))
     }
 
     fn options(&self, way: Way) -> OpenOptions {
@@ -331,8 +331,9 @@ fn missing_base(place: &str, base: &str) -> Error {
     )
 }
 
-fn compare(sealed: &Fingerprint, file: &File, place: &str) -> Result<()> {
-    let now = Fingerprint::of(file).map_err(|error| Error::io(format!("cannot read {place}"), error))?;
+fn compare(sealed: &Fingerprint, file: &HostFile, place: &str) -> Result<()> {
+    let now =
+        Fingerprint::of(file.file()).map_err(|error| Error::io(format!("cannot read {place}"), error))?;
     match sealed.difference(&now) {
         None => Ok(()),
         Some(difference) => {
@@ -350,16 +351,16 @@ pub(super) fn open_locked(
     way: Way,
     place: &str,
     locks: &mut Vec<ImageLock>,
-) -> Result<File> {
+) -> Result<HostFile> {
     let access = if way.writable { FileAccess::Write } else { FileAccess::Read };
-    let open = || -> io::Result<(File, Option<ImageLock>)> {
+    let open = || -> io::Result<(HostFile, Option<ImageLock>)> {
         let file = folder.file(name, access)?;
-        let lock = way.top.map(|role| ImageLock::take(&file, role)).transpose()?;
+        let lock = way.top.map(|role| ImageLock::take(file.file(), role)).transpose()?;
         Ok((file, lock))
     };
     for _ in 0..8 {
         let (file, lock) = open().map_err(|error| cannot_open(error, way, place))?;
-        let opened = file.metadata().map_err(|error| cannot_open(error, way, place))?;
+        let opened = file.file().metadata().map_err(|error| cannot_open(error, way, place))?;
         let there = folder.stat(name).map_err(|error| cannot_open(error, way, place))?;
         if (opened.dev(), opened.ino()) == (there.st_dev, there.st_ino) {
             locks.extend(lock);

@@ -176,10 +176,17 @@ impl Store {
     }
 
     pub(super) fn clone_manifest(&self, name: &Name) -> Result<CloneManifest> {
-        manifest::load(self.folder(), &format!("{CLONES}/{name}/{CLONE_FILE}"))?.ok_or_else(|| {
+        let manifest = manifest::load(self.folder(), &format!("{CLONES}/{name}/{CLONE_FILE}"))?;
+        manifest.ok_or_else(|| {
+            let is_base = self.versions(name).is_ok_and(|versions| !versions.is_empty());
             Error::new(
                 Kind::NotFound,
-                format!("there is no clone {name}; `cowshed list` shows what there is"),
+                match is_base {
+                    true => format!(
+                        "{name} is a base, not a clone; `cowshed clone {name} NAME` makes one, `cowshed verify {name}` reads the base"
+                    ),
+                    false => format!("there is no clone {name}; `cowshed list` shows what there is"),
+                },
             )
         })
     }
@@ -203,7 +210,12 @@ impl Store {
         Err(Error::new(Kind::Exists, format!("there is a {kind} {name} already; {hint}")))
     }
 
-    pub(super) fn no_base(&self, base: &BaseRef) -> Error {
+    pub(crate) fn no_base(&self, base: &BaseRef) -> Error {
+        let name = &base.name;
+        if self.is_clone(name).unwrap_or(false) {
+            let hint = format!("`cowshed check {name}` and `cowshed info {name}` are for clones");
+            return Error::new(Kind::NotFound, format!("{name} is a clone, not a base; {hint}"));
+        }
         let known = self.versions(&base.name).unwrap_or_default();
         let hint = match (known.first(), known.last()) {
             (Some(first), Some(last)) => format!("{} has versions {first} to {last}", base.name),

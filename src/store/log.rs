@@ -4,7 +4,7 @@ use super::layout::{CLONE_DISK, CLONE_LOG, CLONES};
 use super::{Access, Name, Store};
 use crate::error::{Kind, Result};
 use crate::qcow2::LogPlace;
-use crate::storage::{FileAccess, Folder, HostFile, Session, Storage};
+use crate::storage::{FileAccess, Folder, Session, Storage};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -21,10 +21,6 @@ impl CloneLog {
     pub(super) fn new(folder: Folder, disk: File) -> Self {
         Self { folder, disk }
     }
-
-    fn file(&self, access: FileAccess) -> io::Result<Arc<dyn Storage>> {
-        Ok(Arc::new(HostFile::new(self.folder.file(CLONE_LOG, access)?)))
-    }
 }
 
 impl LogPlace for CloneLog {
@@ -33,15 +29,15 @@ impl LogPlace for CloneLog {
     }
 
     fn open(&self, writable: bool) -> io::Result<Option<Arc<dyn Storage>>> {
-        match self.file(if writable { FileAccess::Write } else { FileAccess::Read }) {
+        match self.folder.file(CLONE_LOG, if writable { FileAccess::Write } else { FileAccess::Read }) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            other => other.map(Some),
+            other => Ok(Some(Arc::new(other?))),
         }
     }
 
     fn create(&self) -> io::Result<Arc<dyn Storage>> {
         self.remove()?;
-        self.file(FileAccess::Create)
+        Ok(Arc::new(self.folder.create(CLONE_LOG)?))
     }
 
     fn remove(&self) -> io::Result<()> {

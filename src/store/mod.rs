@@ -7,6 +7,7 @@ mod checkpoint;
 mod clean;
 mod create;
 mod digest;
+mod furnish;
 mod gate;
 mod layout;
 mod list;
@@ -25,12 +26,10 @@ mod usage;
 
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::OpenOptions;
-use crate::storage::Folder;
-use layout::{BASES, CLONES, STORE_FILE, TMP};
+use crate::storage::{Folder, Watch};
+use layout::STORE_FILE;
 use manifest::{FORMAT, MANIFEST_MAX, StoreManifest};
-use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -42,7 +41,7 @@ pub use name::{BaseRef, NAME_MAX, Name, Target};
 pub use open::OpenDisk;
 pub(crate) use reseal::Refusals;
 pub use scratch::Scratch;
-pub(crate) use sealed::Seal;
+pub(crate) use sealed::{CloneFile, Seal};
 pub use types::{
     Access, Base, BaseId, Broken, Checkpoint, Clone, CloneOptions, DiskFormat, Freed, Overview, Restored,
     Survey, Usage,
@@ -75,8 +74,20 @@ impl Store {
     /// # Errors
     /// `NotFound` when there is no folder, `Invalid` when it is not a store, `Unsupported` for a later format.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_as(path, None)
+    }
+
+    /// The same with somebody who watches every change that is made through it.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_watched(path: &Path, watch: Arc<dyn Watch>) -> Result<Self> {
+        Self::open_as(path, Some(watch))
+    }
+
+    fn open_as(path: &Path, watch: Option<Arc<dyn Watch>>) -> Result<Self> {
         let shown = path.display();
-        let root = Folder::open(path).map_err(|error| match error.kind() {
+        let root = Folder::open_watched(path, watch).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::new(
                 Kind::NotFound,
                 format!("there is no store at {shown}; `cowshed import IMAGE --name NAME` makes one"),
@@ -104,22 +115,27 @@ impl Store {
     /// # Errors
     /// As [`Store::open`]; a folder that holds anything else is never made a store.
     pub fn open_or_create(path: &Path) -> Result<Self> {
-        let make = |error| Error::io(format!("cannot make a store at {}", path.display()), error);
+        Self::open_or_create_as(path, None)
+    }
+
+    /// The same with somebody who watches every change that is made through it.
+    ///
+    /// # Errors
+    /// As [`Store::open_or_create`].
+    pub fn open_or_create_watched(path: &Path, watch: Arc<dyn Watch>) -> Result<Self> {
+        Self::open_or_create_as(path, Some(watch))
+    }
+
+    fn open_or_create_as(path: &Path, watch: Option<Arc<dyn Watch>>) -> Result<Self> {
+        let cannot = |error| Error::io(format!("cannot make a store at {}", path.display()), error);
         if !path.join(STORE_FILE).exists() {
-            if let Some(parent) = path.parent() {
-                DirBuilder::new().recursive(true).create(parent).map_err(make)?;
-            }
-            match DirBuilder::new().mode(0o700).create(path) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(make(error)),
-                Ok(()) => sync_parent(path).map_err(make)?,
-            }
-            // A file in the place is told by `open`.
-            if path.is_dir() && is_vacant(path).map_err(make)? {
-                furnish(path).map_err(make)?;
-            }
+            furnish::make(path, watch.clone()).map_err(cannot)?;
+            return Self::open_as(path, watch);
         }
-        Self::open(path)
+        let store = Self::open_as(path, watch)?;
+        // Whoever made it may have been killed before it was durable, and what comes next builds on it.
+        store.root.sync().map_err(cannot)?;
+        Ok(store)
     }
 
     /// The same store with `bytes` of memory for the tables of each image that it opens.
@@ -137,6 +153,11 @@ impl Store {
 
     fn folder(&self) -> &Folder {
         &self.root
+    }
+
+    /// A folder outside of the store, which a user named.
+    pub(crate) fn folder_elsewhere(&self, path: &Path) -> io::Result<Folder> {
+        self.root.elsewhere(path)
     }
 
     /// The folder `below` the root, which the layout says is there.
@@ -173,45 +194,4 @@ fn check_store_file(root: &Folder) -> Result<()> {
     }
     serde_json::from_slice::<StoreManifest>(&bytes).map_err(broken)?;
     Ok(())
-}
-
-/// Whether a folder is empty but for what a making of a store that was cut short leaves.
-fn is_vacant(path: &Path) -> io::Result<bool> {
-    let folder = Folder::open(path)?;
-    for name in folder.names()? {
-        let ours = match name.as_str() {
-            BASES | CLONES | TMP => folder.folder(&name).and_then(|part| part.names())?.is_empty(),
-            other => other.strip_prefix('.').is_some_and(|rest| rest.starts_with(STORE_FILE)),
-        };
-        if !ours {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-fn furnish(path: &Path) -> io::Result<()> {
-    let folder = Folder::open(path)?;
-    for part in [BASES, CLONES, TMP] {
-        match folder.make_folder(part) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-    }
-    folder.sync()?;
-    let bytes = serde_json::to_vec(&StoreManifest { format: FORMAT })?;
-    let staged = format!(".{STORE_FILE}.{}", std::process::id());
-    folder.unlink_if_there(&staged)?;
-    folder.create_small(&staged, &bytes, true)?;
-    // Of two that make the same store at once the second must not replace the file that the first one locks.
-    match folder.move_new(&staged, &folder, STORE_FILE) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => folder.unlink_if_there(&staged)?,
-        other => other?,
-    }
-    folder.sync()
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()
 }

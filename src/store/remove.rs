@@ -49,12 +49,13 @@ impl Store {
         let folder = self.part(format!("{BASES}/{name}/{version}"))?;
         let held = hold_disks(&folder, &place)?;
         let bytes = usage::of_folder(&folder).map_err(|error| cannot("remove", &place, error))?.freed;
-        let versions = self.part(format!("{BASES}/{name}"))?;
-        let taken = lock
-            .take_out(&versions, &version.to_string())
-            .map_err(|error| cannot("remove", &place, error))?;
-        // Fails while there are other versions, which is right.
-        let _ = self.part(BASES)?.remove_folder(name.as_str());
+        let (bases, versions) = (self.part(BASES)?, self.part(format!("{BASES}/{name}"))?);
+        let take_out = || match versions.names()?.as_slice() {
+            // The last version takes the folder of its name with it.
+            [_] => lock.take_out(&bases, name.as_str()),
+            _ => lock.take_out(&versions, &version.to_string()),
+        };
+        let taken = take_out().map_err(|error| cannot("remove", &place, error))?;
         drop((held, lock));
         give_back(taken, bytes, &place)
     }
@@ -96,10 +97,12 @@ impl Store {
     fn rename_in(&self, part: &str, from: &Name, to: &Name, place: &str) -> Result<()> {
         let folder = self.part(part)?;
         let rename = || -> io::Result<()> {
-            // An import that was cut short leaves an empty folder, which has no name.
+            // An empty folder has no name.
             let _ = folder.remove_folder(to.as_str());
             folder.move_new(from.as_str(), &folder, to.as_str())?;
-            folder.sync()
+            folder.sync().inspect_err(|_| {
+                let _ = folder.move_new(to.as_str(), &folder, from.as_str());
+            })
         };
         rename().map_err(|error| cannot("rename", place, error))
     }
@@ -162,7 +165,7 @@ fn take_alone(folder: &Folder, name: &str, place: &str) -> Result<Option<ImageLo
         Err(error) if cannot_be_open(&error) => return Ok(None),
         Err(error) => return Err(cannot("open", place, error)),
     };
-    match ImageLock::take(&file, Role::Owner) {
+    match ImageLock::take(file.file(), Role::Owner) {
         Ok(lock) => Ok(Some(lock)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::new(
             Kind::Busy,

@@ -7,7 +7,6 @@ use super::{Access, BaseId, DiskFormat, Name, Store, checkpoint};
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::{self, Image, OpenOptions};
 use crate::storage::{Fingerprint, Folder, HostFile, Storage};
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -71,7 +70,7 @@ impl Store {
 fn reseal_one(
     folder: &Folder,
     number: u32,
-    file: &File,
+    file: &HostFile,
     (clone, format): (&CloneManifest, DiskFormat),
 ) -> Result<bool> {
     let cannot = |error| Error::io("cannot read it", error);
@@ -79,11 +78,11 @@ fn reseal_one(
         return Err(Error::new(Kind::NotFound, "its manifest is missing"));
     };
     // Before the reading: a change during or after it is not sealed in.
-    let before = Fingerprint::of(file).map_err(cannot)?;
+    let before = Fingerprint::of(file.file()).map_err(cannot)?;
     if manifest.fingerprint.difference(&before).is_none() {
         return Ok(false);
     }
-    let storage: Arc<dyn Storage> = Arc::new(HostFile::new(file.try_clone().map_err(cannot)?));
+    let storage: Arc<dyn Storage> = Arc::new(file.try_clone().map_err(cannot)?);
     let report = qcow2::check(Arc::clone(&storage))?;
     if let Some(first) = report.errors.first() {
         return Err(Error::corrupt(format!("it is damaged, and not accepted: {first}")));
@@ -92,7 +91,7 @@ fn reseal_one(
     let id: &BaseId = &clone.base;
     check_checkpoint(&image, manifest.parent, (id, format))?;
     file.sync_all().map_err(cannot)?;
-    if before.difference(&Fingerprint::of(file).map_err(cannot)?).is_some() {
+    if before.difference(&Fingerprint::of(file.file()).map_err(cannot)?).is_some() {
         return Err(Error::new(Kind::Changed, "it was changed while it was read; find out by whom"));
     }
     manifest.fingerprint = before.without_ctime();

@@ -6,7 +6,7 @@ use super::list::base_of;
 use super::manifest;
 use super::{Access, Base, BaseRef, Digest, Name, Store, checkpoint};
 use crate::error::{Error, Kind, Result};
-use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, ImageLock, Latch, Storage, seal};
+use crate::storage::{FileAccess, Fingerprint, Folder, ImageLock, Latch, Storage, seal};
 use crate::units::length;
 use std::io;
 use std::path::PathBuf;
@@ -57,7 +57,8 @@ impl Store {
         let base = self.base(base)?;
         let folder = self.part(format!("{BASES}/{}/{}", base.name, base.version))?;
         let file = folder.file(base_disk(base.format), FileAccess::Read);
-        file.and_then(|file| Fingerprint::of(&file)).map_err(|error| cannot("read", &base, &folder, error))
+        file.and_then(|file| Fingerprint::of(file.file()))
+            .map_err(|error| cannot("read", &base, &folder, error))
     }
 
     /// Seals a base version anew; its file must still be what it was when `expected` was taken.
@@ -69,12 +70,12 @@ impl Store {
         let folder = self.part(format!("{BASES}/{}/{version}", base.name))?;
         let write = || -> io::Result<Option<Fingerprint>> {
             let disk = folder.file(base_disk(manifest.format), FileAccess::Read)?;
-            if expected.difference(&Fingerprint::of(&disk)?).is_some() {
+            if expected.difference(&Fingerprint::of(disk.file())?).is_some() {
                 return Ok(None);
             }
             seal(&disk)?;
             disk.sync_all()?;
-            Fingerprint::of(&disk).map(Some)
+            Fingerprint::of(disk.file()).map(Some)
         };
         let fingerprint = write().map_err(|error| cannot("seal", &found, &folder, error))?;
         let sealed = fingerprint.filter(|now| expected.without_ctime() == now.without_ctime());
@@ -102,7 +103,7 @@ impl Store {
             let access = if number == 0 { access } else { Access::Read };
             let way = Way { trust: Trust::Nothing, ..Way::of(access) };
             let file = open_locked(&folder, &disk, way, &format!("clone {name}"), &mut locks)?;
-            let mut storage: Arc<dyn Storage> = Arc::new(HostFile::new(file));
+            let mut storage: Arc<dyn Storage> = Arc::new(file);
             if way.writable {
                 storage = Arc::new(Latch::new(storage));
             }

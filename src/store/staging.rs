@@ -5,9 +5,9 @@
 //! A folder `tmp/removed-S` was a clone or a base version; a `.commit` in it says nothing.
 
 use super::Store;
-use super::layout::{CLONES, STORE_FILE, TMP};
+use super::layout::{BASES, CLONES, STORE_FILE, TMP};
 use crate::error::{Error, Kind, Result};
-use crate::storage::{FileAccess, Folder};
+use crate::storage::{FileAccess, Folder, HostFile};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
@@ -41,10 +41,7 @@ impl Store {
         let lock = self.wait_for_lock()?;
         lock.collect().map_err(|error| {
             let tmp = self.root().join(TMP);
-            Error::io(
-                format!("cannot finish the making of clones that was cut short in {}", tmp.display()),
-                error,
-            )
+            Error::io(format!("cannot finish what was cut short in {}", tmp.display()), error)
         })?;
         Ok(lock)
     }
@@ -59,8 +56,8 @@ impl Store {
 
     fn wait_for_lock(&self) -> Result<StoreLock> {
         let place = || format!("cannot lock the store {}", self.root().display());
-        let mut file =
-            self.folder().file(STORE_FILE, FileAccess::Read).map_err(|error| Error::io(place(), error))?;
+        let file = self.folder().file(STORE_FILE, FileAccess::Read);
+        let mut file = file.map(HostFile::into_file).map_err(|error| Error::io(place(), error))?;
         let start = Instant::now();
         let file = loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -97,7 +94,7 @@ impl Store {
 impl StoreLock {
     fn collect(&self) -> io::Result<()> {
         let tmp = self.store.folder().folder(TMP)?;
-        let mut unfinished = Ok(());
+        let (mut unfinished, mut settled) = (Ok(()), false);
         for name in tmp.names()? {
             let folder = match tmp.folder(&name) {
                 Ok(folder) => folder,
@@ -110,6 +107,14 @@ impl StoreLock {
                 }
             };
             let Ok(_mine) = hold(&folder) else { continue };
+            // What the dead one renamed becomes durable, before what it left goes and others build on what it did.
+            folder.sync()?;
+            if !settled {
+                for part in [BASES, CLONES, TMP] {
+                    self.store.folder().folder(part)?.sync()?;
+                }
+                settled = true;
+            }
             if is_batch(&name, &folder) {
                 let finished = self.store.folder().folder(CLONES).and_then(|to| finish_batch(&folder, &to));
                 if finished.is_err() {
@@ -130,8 +135,12 @@ impl StoreLock {
         // Held before it is in `tmp`, so that it is never debris there while we live.
         let mine = hold(&folder)?;
         let name = with_new_name(REMOVED, |name| from.move_new(victim, &tmp, name))?;
-        let staging = Staging { tmp, name, folder, keep: false, _mine: mine };
-        from.sync()?;
+        let mut staging = Staging { tmp, name, folder, keep: true, _mine: mine };
+        from.sync().inspect_err(|_| {
+            // A cut may find it where it was: nothing of it is destroyed before the move is durable.
+            let _ = staging.tmp.move_new(&staging.name, from, victim);
+        })?;
+        staging.keep = false;
         Ok(staging)
     }
 
@@ -194,15 +203,24 @@ impl Staging {
         self.tmp.remove_tree(&self.name)
     }
 
+    /// Moves `name`, which is durable, to `to`; when this fails it is not there.
+    pub(super) fn put(&mut self, name: &str, to: &Folder) -> io::Result<()> {
+        self.folder.move_new(name, to, name)?;
+        to.sync().inspect_err(|_| {
+            // A cut may find it there all the same: whole, since nothing of it is destroyed now.
+            self.keep = true;
+            let _ = to.move_new(name, &self.folder, name);
+        })
+    }
+
     /// Puts all folders staged here into `clones`, all or none even if the process dies: with several, the file
     /// `.commit` is the decision. Everything staged must be durable already.
     pub(super) fn commit_clones(mut self, clones: &Folder) -> io::Result<()> {
         let names = self.folder.names()?;
         if let [only] = names.as_slice() {
-            self.folder.move_new(only, clones, only)?;
-            return clones.sync();
+            return self.put(only, clones);
         }
-        self.folder.create_small(COMMIT, b"", true)?;
+        self.folder.create_small(COMMIT, b"", false)?;
         self.folder.sync()?;
         self.tmp.sync()?;
         // From here on the batch is decided: an error must leave it to be finished, not to be removed.

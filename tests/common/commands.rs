@@ -1,0 +1,330 @@
+//! Every command that changes a store, run in this process, on a store that has something of everything.
+#![allow(dead_code, clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, missing_docs)]
+
+use super::shown::{Built, Shown, listing, probe, say, shown};
+use super::store::{base_ref, name, sample};
+use super::world::World;
+use cowshed::ops::Silent;
+use cowshed::ops::check::check_clone;
+use cowshed::ops::export::{ExportRequest, export};
+use cowshed::ops::import::{ImportRequest, import};
+use cowshed::ops::verify::reseal;
+use cowshed::storage::Watch;
+use cowshed::store::{Access, CloneOptions, DiskFormat, Name, Store, Target};
+use cowshed::units::GuestOffset;
+use cowshed::{Kind, Result};
+use std::collections::BTreeSet;
+use std::fs::{self, File, FileTimes};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// Bytes of the bases.
+const SIZE: usize = 192 << 10;
+
+/// Where a command works, and who watches it.
+pub struct Place {
+    pub dir: PathBuf,
+    pub watch: Option<Arc<dyn Watch>>,
+}
+
+impl Place {
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), watch: None }
+    }
+
+    pub fn watched(dir: &Path, watch: Arc<dyn Watch>) -> Self {
+        Self { dir: dir.to_owned(), watch: Some(watch) }
+    }
+
+    pub fn root(&self) -> PathBuf {
+        root(&self.dir)
+    }
+
+    fn store(&self) -> Result<Store> {
+        match &self.watch {
+            Some(watch) => Store::open_watched(&self.root(), Arc::clone(watch)),
+            None => Store::open(&self.root()),
+        }
+    }
+
+    fn import(&self, file: &str, base: &str) -> Result<()> {
+        let store = match &self.watch {
+            Some(watch) => Store::open_or_create_watched(&self.root(), Arc::clone(watch))?,
+            None => Store::open_or_create(&self.root())?,
+        };
+        let request = ImportRequest {
+            source: self.dir.join(file),
+            format: None,
+            name: name(base),
+            follow_backing: false,
+        };
+        import(&store, &request, &Silent).map(drop)
+    }
+
+    fn clones(&self, names: &[String]) -> Result<()> {
+        let names: Vec<Name> = names.iter().map(|one| name(one)).collect();
+        let options =
+            CloneOptions { labels: [("of".into(), "mine".into())].into(), ..CloneOptions::default() };
+        self.store()?.create_clones(&base_ref("base"), &names, &options).map(drop)
+    }
+
+    fn export(&self, what: Target, file: &str, format: DiskFormat, force: bool) -> Result<()> {
+        let request = ExportRequest { target: what, out: self.dir.join("out").join(file), format, force };
+        export(&self.store()?, &request, &Silent)
+    }
+
+    /// A command that changes nothing: it finds what was left behind.
+    pub fn tidy(&self) {
+        let refused = self.store().and_then(|store| store.rename(&name("nobody"), &name("somebody")));
+        assert_eq!(refused.unwrap_err().kind(), Kind::NotFound);
+    }
+
+    pub fn shown(&self) -> std::result::Result<Shown, String> {
+        shown(&self.root(), &self.dir.join("out"))
+    }
+}
+
+fn root(dir: &Path) -> PathBuf {
+    dir.join("deep/er/store")
+}
+
+/// One command.
+#[derive(Clone, Copy)]
+pub struct Command {
+    pub name: &'static str,
+    pub run: fn(&Place) -> Result<()>,
+    /// How it ends when it is run again after it succeeded; `None`: it succeeds again.
+    pub again: Option<Kind>,
+    /// Whether it finds no store yet.
+    pub first: bool,
+}
+
+fn numbered(count: u32) -> Vec<String> {
+    (1..=count).map(|number| format!("n-{number}")).collect()
+}
+
+fn scratch(place: &Place) -> Result<()> {
+    let scratch = place.store()?.scratch(&Target::Clone(name("a")))?;
+    scratch.disk.disk.write(&[9; 9000], GuestOffset(3000))?;
+    scratch.disk.disk.flush()
+}
+
+fn reseal_checkpoints(place: &Place) -> Result<()> {
+    place.store()?.reseal_checkpoints(&name("touched")).map(drop)
+}
+
+fn repair(place: &Place) -> Result<()> {
+    let report = check_clone(&place.store()?, &name("leaky"), true)?;
+    match report.errors() + report.leaks() {
+        0 => Ok(()),
+        _ => Err(cowshed::Error::io("not repaired", std::io::Error::other(format!("{report:?}")))),
+    }
+}
+
+/// All commands.
+pub fn all() -> Vec<Command> {
+    type Run = fn(&Place) -> Result<()>;
+    let table: [(&'static str, Option<Kind>, Run); 25] = [
+        ("first import", Some(Kind::Exists), |p| p.import("one.raw", "base")),
+        ("import", Some(Kind::Exists), |p| p.import("two.raw", "second")),
+        ("import qcow2", Some(Kind::Exists), |p| p.import("three.qcow2", "third")),
+        ("clone", Some(Kind::Exists), |p| p.clones(&numbered(1))),
+        ("clone 3", Some(Kind::Exists), |p| p.clones(&numbered(3))),
+        ("clone 9", Some(Kind::Exists), |p| p.clones(&numbered(9))),
+        ("checkpoint", None, |p| p.store()?.checkpoint(&name("a"), Some("words")).map(drop)),
+        ("checkpoint of a clone without any", None, |p| p.store()?.checkpoint(&name("b"), None).map(drop)),
+        ("restore", None, |p| p.store()?.restore(&name("a"), 1, true).map(drop)),
+        ("restore and discard", None, |p| p.store()?.restore(&name("a"), 2, false).map(drop)),
+        ("rm --checkpoint", Some(Kind::NotFound), |p| p.store()?.remove_checkpoint(&name("a"), 2).map(drop)),
+        ("rename", Some(Kind::Exists), |p| p.store()?.rename(&name("b"), &name("bb"))),
+        ("rename a base", Some(Kind::Exists), |p| p.store()?.rename(&name("lone"), &name("alone"))),
+        ("rm of a clone", Some(Kind::NotFound), |p| p.store()?.remove_clone(&name("b")).map(drop)),
+        ("rm of a clone with checkpoints", Some(Kind::NotFound), |p| {
+            p.store()?.remove_clone(&name("a")).map(drop)
+        }),
+        ("rm of a base", Some(Kind::NotFound), |p| p.store()?.remove_base(&base_ref("lone")).map(drop)),
+        ("verify --reseal", None, |p| reseal(&p.store()?, &base_ref("moved"), &Silent).map(drop)),
+        ("check --reseal", None, reseal_checkpoints),
+        ("check --repair", None, repair),
+        ("export raw", Some(Kind::Exists), |p| {
+            p.export(Target::Clone(name("a")), "a.raw", DiskFormat::Raw, false)
+        }),
+        ("export qcow2", Some(Kind::Exists), |p| {
+            p.export(Target::Clone(name("a")), "a.qcow2", DiskFormat::Qcow2, false)
+        }),
+        ("export --force", None, |p| p.export(Target::Base(base_ref("base")), "old", DiskFormat::Raw, true)),
+        ("run --ephemeral", None, scratch),
+        ("clone 8", Some(Kind::Exists), |p| p.clones(&numbered(8))),
+        ("rename of a clone with checkpoints", Some(Kind::Exists), |p| {
+            p.store()?.rename(&name("a"), &name("aa"))
+        }),
+    ];
+    table.map(|(name, again, run)| Command { name, run, again, first: name == "first import" }).into()
+}
+
+/// Commands that may come after any of the others; `first`: where there may be no store yet.
+pub fn seconds(first: bool) -> Vec<Command> {
+    type Run = fn(&Place) -> Result<()>;
+    let table: [(&'static str, Run); 5] = [
+        ("another import", |p| p.import("two.raw", "fourth")),
+        ("another clone", |p| p.clones(&["other".to_owned()])),
+        ("another checkpoint", |p| p.store()?.checkpoint(&name("a"), None).map(drop)),
+        ("another checkpoint of b", |p| p.store()?.checkpoint(&name("b"), None).map(drop)),
+        ("another removal", |p| p.store()?.remove_clone(&name("leaky")).map(drop)),
+    ];
+    let table = table.map(|(name, run)| Command { name, run, again: None, first });
+    if first { table[..1].to_vec() } else { table.to_vec() }
+}
+
+pub fn command(name: &str) -> Command {
+    all().into_iter().find(|command| command.name == name).unwrap_or_else(|| panic!("no command {name}"))
+}
+
+fn write(store: &Store, clone: &str, byte: u8, at: u64) {
+    let open = store.open_clone(&name(clone), Access::Write).unwrap();
+    open.disk.write(&[byte; 10_000], GuestOffset(at)).unwrap();
+    open.close().unwrap();
+    // So that a later change has a later time.
+    std::thread::sleep(Duration::from_millis(10));
+}
+
+/// A folder with images and no store.
+pub fn nothing() -> Built {
+    let built = Built::empty();
+    fs::create_dir(built.path().join("out")).unwrap();
+    fs::write(built.path().join("out/old"), "what was there before").unwrap();
+    fs::write(built.path().join("one.raw"), sample(SIZE)).unwrap();
+    let two: Vec<u8> = sample(SIZE / 2).iter().map(|byte| byte ^ 0x55).collect();
+    fs::write(built.path().join("two.raw"), two).unwrap();
+    built
+}
+
+/// A folder with a store that has something of everything.
+pub fn everything() -> Built {
+    let built = nothing();
+    let place = Place::new(built.path());
+    place.import("one.raw", "base").unwrap();
+    place.import("two.raw", "lone").unwrap();
+    place.import("two.raw", "moved").unwrap();
+    let store = place.store().unwrap();
+    let names = ["a", "b", "touched", "leaky"].map(name);
+    store.create_clones(&base_ref("base"), &names, &CloneOptions::default()).unwrap();
+    write(&store, "a", 1, 5000);
+    store.checkpoint(&name("a"), Some("one")).unwrap();
+    write(&store, "a", 2, 60_000);
+    store.checkpoint(&name("a"), None).unwrap();
+    store.restore(&name("a"), 1, false).unwrap();
+    write(&store, "a", 3, 120_000);
+    write(&store, "b", 4, 0);
+    write(&store, "touched", 5, 0);
+    store.checkpoint(&name("touched"), None).unwrap();
+    place.export(Target::Clone(name("b")), "../three.qcow2", DiskFormat::Qcow2, false).unwrap();
+    touch(&root(built.path()).join("clones/touched/checkpoint-1.qcow2"));
+    touch(&root(built.path()).join("bases/moved/1/disk.raw"));
+    leak(&store);
+    built
+}
+
+/// As a restored backup has other times.
+fn touch(path: &Path) {
+    super::store::unseal(path);
+    let file = File::open(path).unwrap();
+    file.set_times(FileTimes::new().set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000))).unwrap();
+}
+
+/// As a process leaves a clone that is killed while it writes: clusters that are counted and not used.
+fn leak(store: &Store) {
+    let path = store.path(&Target::Clone(name("leaky"))).unwrap();
+    let open = store.open_clone(&name("leaky"), Access::Write).unwrap();
+    open.disk.write(&[6; 10_000], GuestOffset(0)).unwrap();
+    open.disk.flush().unwrap();
+    let killed = fs::read(&path).unwrap();
+    open.close().unwrap();
+    fs::write(&path, killed).unwrap();
+    assert!(check_clone(store, &name("leaky"), false).unwrap().leaks() > 0);
+}
+
+/// What a folder shows, and the names in it, after the commands that come next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Later {
+    pub shown: Shown,
+    pub names: BTreeSet<PathBuf>,
+}
+
+impl Later {
+    /// Runs those commands in the folder of `place`.
+    pub fn of(place: &Place) -> std::result::Result<Self, String> {
+        probe(&place.root())?;
+        Ok(Self { shown: place.shown()?, names: listing(&place.dir) })
+    }
+}
+
+/// A command with the folder that it finds, and what must be before and after it.
+pub struct Case {
+    pub command: Command,
+    pub start: World,
+    pub before: Shown,
+    pub after: Shown,
+    pub later: Later,
+}
+
+impl Case {
+    pub fn new(command: Command, start: &Built) -> Self {
+        let start = World::of(start.path()).0;
+        let before = Place::new(Built::of(&start).path()).shown();
+        let before = before.unwrap_or_else(|error| panic!("before {}: {error}", command.name));
+        let built = Built::of(&start);
+        let place = Place::new(built.path());
+        (command.run)(&place).unwrap_or_else(|error| panic!("{}", say(command.name, &error)));
+        let after = place.shown().unwrap_or_else(|error| panic!("after {}: {error}", command.name));
+        let later = Later::of(&place).unwrap_or_else(|error| panic!("after {}: {error}", command.name));
+        Self { command, start, before, after, later }
+    }
+
+    /// What must hold in a folder that was left by the command when it did not come to its end (or, with `done`, did):
+    /// all is as before or as after, the command can be repeated, and no debris outlives the next commands.
+    ///
+    /// # Errors
+    /// A sentence that says what is broken.
+    pub fn judge(&self, dir: &Path, done: bool) -> std::result::Result<(), String> {
+        let place = Place::new(dir);
+        let seen = place.shown()?;
+        if seen != self.after && (done || seen != self.before) {
+            return Err(format!("between (done: {done}): {}", difference(&seen, &self.before, &self.after)));
+        }
+        if seen != self.after || self.before == self.after {
+            (self.command.run)(&place).map_err(|error| say("again", &error))?;
+        }
+        let later = Later::of(&place)?;
+        if later.shown != self.later.shown {
+            return Err(format!("later: {}", difference(&later.shown, &self.later.shown, &self.later.shown)));
+        }
+        let (more, fewer) =
+            (later.names.difference(&self.later.names), self.later.names.difference(&later.names));
+        let (more, fewer): (Vec<_>, Vec<_>) = (more.collect(), fewer.collect());
+        match more.is_empty() && fewer.is_empty() {
+            true => Ok(()),
+            false => Err(format!("debris: {more:?}, missing: {fewer:?}")),
+        }
+    }
+}
+
+fn difference(seen: &Shown, before: &Shown, after: &Shown) -> String {
+    let lines = |shown: &Shown| -> Vec<String> { format!("{shown:#?}").lines().map(str::to_owned).collect() };
+    let (seen, before, after) = (lines(seen), lines(before), lines(after));
+    let without = |some: &[String], others: &[String]| {
+        some.iter()
+            .filter(|line| !others.contains(line))
+            .map(|line| line.trim())
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    format!(
+        "not as before: {} (missing {}); not as after: {} (missing {})",
+        without(&seen, &before),
+        without(&before, &seen),
+        without(&seen, &after),
+        without(&after, &seen)
+    )
+}

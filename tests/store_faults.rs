@@ -1,0 +1,78 @@
+//! A host that fails at any change of any command: one sentence, the store as before or as after, nothing half-made.
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used)]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+
+mod common {
+    pub mod commands;
+    pub mod journal;
+    pub mod shown;
+    pub mod store;
+    pub mod world;
+}
+
+use common::commands::{Case, Place, all, everything, nothing};
+use common::journal::Faulty;
+use common::shown::{Built, say};
+use cowshed::{Error, Kind};
+
+/// What a user is told: one line, with the cause, and of the kind that the host's error has.
+fn is_one_sentence(error: &Error, errno: i32) -> Result<(), String> {
+    let said = say("", error);
+    let kinds: &[Kind] = match errno {
+        libc::ENOSPC => &[Kind::NoSpace],
+        _ => &[Kind::Io, Kind::Latched],
+    };
+    let cause = std::io::Error::from_raw_os_error(errno).to_string();
+    if said.chars().any(char::is_control) || !said.contains(&cause) || !kinds.contains(&error.kind()) {
+        return Err(format!("it says {said:?}, kind {:?}", error.kind()));
+    }
+    Ok(())
+}
+
+/// Runs the command on a host that fails at its n-th change; whether there is such a change.
+fn fails_at(case: &Case, number: usize, errno: i32, lasting: bool) -> Result<bool, String> {
+    let built = Built::of(&case.start);
+    let host = Faulty::new(number, errno, lasting);
+    let result = (case.command.run)(&Place::watched(built.path(), host.clone()));
+    let failed = host.failed();
+    let Some(first) = failed.first() else { return Ok(false) };
+    let what = |said: String| format!("{first} failed: {said}");
+    match &result {
+        Ok(()) if host.failed_sync() => {
+            return Err(what("a failed sync was reported as a success".to_owned()));
+        }
+        Ok(()) => {}
+        Err(error) => is_one_sentence(error, errno).map_err(what)?,
+    }
+    case.judge(built.path(), result.is_ok()).map_err(what)?;
+    Ok(true)
+}
+
+fn endures(errno: i32) {
+    let mut faults = 0;
+    for command in all() {
+        let case = Case::new(command, &if command.first { nothing() } else { everything() });
+        for lasting in [false, true] {
+            for number in 0.. {
+                let result = fails_at(&case, number, errno, lasting);
+                let place = format!("{}, error {errno} at change {number}, lasting: {lasting}", command.name);
+                if !result.unwrap_or_else(|error| panic!("{place}: {error}")) {
+                    break;
+                }
+                faults += 1;
+            }
+        }
+    }
+    println!("{faults} faults");
+    assert!(faults > 500, "only {faults} faults");
+}
+
+#[test]
+fn every_command_endures_a_disk_that_fails() {
+    endures(libc::EIO);
+}
+
+#[test]
+fn every_command_endures_a_full_disk() {
+    endures(libc::ENOSPC);
+}
