@@ -140,7 +140,10 @@ fn survives(compat: bool, least: u32, rng: &mut Rng) {
     assert!(server.end(&shed).success());
     println!("compat {compat}: {kills} kills in {round} rounds, {:?}", start.elapsed());
     sound(&shed, "web", true);
-    assert!(qemu_content(&shed.delta("web"), DiskFormat::Qcow2) == model.content(), "QEMU reads something else");
+    assert!(
+        qemu_content(&shed.delta("web"), DiskFormat::Qcow2) == model.content(),
+        "QEMU reads something else"
+    );
     assert_eq!(file_digest(&shed.base_disk()), base, "the base changed");
 }
 
@@ -187,7 +190,9 @@ fn the_first_command_after_a_kill_sees_all_that_was_acknowledged() {
     let mut rng = seed();
     let base = |shed: &Shed| file_digest(&shed.base_disk());
     for round in 0..2 {
-        for command in ["export", "checkpoint", "restore", "rename", "repair", "check", "scratch", "read-only"] {
+        for command in
+            ["export", "checkpoint", "restore", "rename", "repair", "check", "scratch", "read-only"]
+        {
             let what = format!("round {round}, {command}");
             let (shed, mut model) = killed(&mut rng);
             let before = base(&shed);
@@ -262,7 +267,10 @@ fn restored(rng: &mut Rng, what: &str) {
     });
     model.keep_flushed(&done);
     shed.ok(&["restore", "web", "1"]);
-    assert!(exported(&shed, "web") == fs::read(shed.base_disk()).unwrap(), "{what}: the state of checkpoint 1");
+    assert!(
+        exported(&shed, "web") == fs::read(shed.base_disk()).unwrap(),
+        "{what}: the state of checkpoint 1"
+    );
     shed.ok(&["restore", "web", "2", "--discard"]);
     model.settle(exported(&shed, "web"), what);
     sound(&shed, "web", true);

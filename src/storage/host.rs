@@ -1,5 +1,6 @@
 //! A file of the host's filesystem.
 
+use super::seal::forget_cached;
 use super::{Run, Storage};
 use crate::units::{HostOffset, SECTOR, length};
 use nix::errno::Errno;
@@ -9,19 +10,39 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A host file, read and written through the page cache at explicit offsets.
+///
+/// After a failed sync the host may go on showing, from memory, what its medium has not got. Dropping such a file makes
+/// the host forget that, so that the next opener sees what there is.
 #[derive(Debug)]
 pub struct HostFile {
     file: File,
+    sync_failed: AtomicBool,
 }
 
 impl HostFile {
     /// Takes over an open file; whether it can be written depends on how it was opened.
     #[must_use]
     pub fn new(file: File) -> Self {
-        Self { file }
+        Self { file, sync_failed: AtomicBool::new(false) }
     }
+}
+
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        if self.sync_failed.load(Ordering::Acquire) {
+            forget_unsynced(&self.file);
+        }
+    }
+}
+
+/// Makes the host forget what a failed sync of the file left in its memory.
+pub fn forget_unsynced(file: &File) {
+    // Only clean pages can be forgotten: those that the failed sync did not come to are tried first.
+    let _ = file.sync_data();
+    let _ = forget_cached(file);
 }
 
 impl AsFd for HostFile {
@@ -74,7 +95,7 @@ impl Storage for HostFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.sync_data().inspect_err(|_| self.sync_failed.store(true, Ordering::Release))
     }
 
     fn len(&self) -> io::Result<u64> {

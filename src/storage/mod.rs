@@ -16,7 +16,7 @@ use std::io;
 
 pub use device::Device;
 pub use folder::{FileAccess, Folder, is_file, is_folder};
-pub use host::HostFile;
+pub use host::{HostFile, forget_unsynced};
 pub use latch::Latch;
 pub use lock::{ImageLock, Role};
 pub use memory::{Fault, Memory, Operation};

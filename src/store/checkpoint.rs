@@ -15,7 +15,7 @@ use super::{Access, Checkpoint, Freed, Name, Restored, Store, time, usage};
 use crate::disk::Layer;
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::BackingName;
-use crate::storage::{FileAccess, Fingerprint, Folder, Storage};
+use crate::storage::{FileAccess, Fingerprint, Folder, Storage, forget_unsynced};
 use nix::sys::stat::{Mode, fchmod};
 use std::io;
 
@@ -190,7 +190,7 @@ impl Held<'_> {
         let cannot = |error| cannot_change(self.name, error);
         let disk = self.folder.file(CLONE_DISK, FileAccess::Read).map_err(cannot)?;
         // What the guest flushed is durable; what it did not flush is frozen too, and must not be lost later.
-        disk.sync_all().map_err(cannot)?;
+        disk.sync_all().inspect_err(|_| forget_unsynced(&disk)).map_err(cannot)?;
         let manifest = CheckpointManifest {
             manifest: FORMAT,
             parent: self.stands_on.checkpoint(),

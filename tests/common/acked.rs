@@ -30,6 +30,8 @@ pub struct Done {
 pub enum Event {
     Change(Done),
     Flushed,
+    /// The error number of what came before.
+    Failed(i32),
 }
 
 /// A disk of which it is known what each sector may hold.
@@ -48,7 +50,8 @@ impl Model {
         Self { sure: content, maybe: HashMap::new(), unflushed: HashMap::new(), stamps: AtomicU64::new(0) }
     }
 
-    /// Threads that change the disk file at `path` until it fails, or until `stop`; calls `meanwhile` beside them.
+    /// Threads that change the disk file at `path` until its server is gone, or until `stop`; calls `meanwhile` beside
+    /// them.
     pub fn load(
         &mut self,
         path: &Path,
@@ -70,8 +73,11 @@ impl Model {
                         let mut events = Vec::new();
                         while !stop.load(Ordering::Relaxed) {
                             let (first, count) = piece(&mut rng, sectors, (thread, threads));
-                            if !one(&file, &mut rng, (first, count), stamps, &mut events) {
-                                break;
+                            if let Err(error) = one(&file, &mut rng, (first, count), stamps, &mut events) {
+                                events.push(Event::Failed(error));
+                                if matches!(error, libc::ENOTCONN | libc::ECONNABORTED) {
+                                    break;
+                                }
                             }
                         }
                         events
@@ -102,6 +108,8 @@ impl Model {
                     if !done.acknowledged {
                         self.maybe.entry(sector).or_default().push(done.stamp);
                     } else if all || number < flushed {
+                        self.maybe.remove(&sector);
+                        self.unflushed.remove(&sector);
                         self.sure[sector * SECTOR..][..SECTOR].copy_from_slice(&stamped(done.stamp, sector));
                     } else {
                         self.unflushed.entry(sector).or_default().push(done.stamp);
@@ -109,6 +117,16 @@ impl Model {
                 }
             }
         }
+    }
+
+    /// The numbers of the errors, and how many operations were answered without.
+    pub fn answers(threads: &[Vec<Event>]) -> (Vec<i32>, usize) {
+        let events = || threads.iter().flatten();
+        let failed = |event: &Event| if let Event::Failed(error) = event { Some(*error) } else { None };
+        let well = events().filter(|event| {
+            matches!(event, Event::Flushed | Event::Change(Done { count: 1.., acknowledged: true, .. }))
+        });
+        (events().filter_map(failed).collect(), well.count())
     }
 
     /// Sectors whose content is not sure.
@@ -130,7 +148,8 @@ impl Model {
         assert_eq!(got.len(), self.sure.len(), "{what}: size");
         let mut wrong = Vec::new();
         for (sector, (is, sure)) in got.chunks(SECTOR).zip(self.sure.chunks(SECTOR)).enumerate() {
-            let other = [&self.maybe, &self.unflushed].into_iter().filter_map(|map| map.get(&sector)).flatten();
+            let other =
+                [&self.maybe, &self.unflushed].into_iter().filter_map(|map| map.get(&sector)).flatten();
             if is != sure && !other.into_iter().any(|stamp| is == stamped(*stamp, sector)) {
                 wrong.push(format!("sector {sector} holds {}, not {}", name(is), name(sure)));
             }
@@ -159,7 +178,8 @@ fn open(path: &Path, direct: bool) -> File {
 fn piece(rng: &mut Rng, sectors: usize, (thread, threads): (usize, usize)) -> (usize, usize) {
     let regions = sectors / REGION;
     // A few regions are hot, so that most operations meet others.
-    let region = if rng.chance(70) { rng.below(PIECES.len() as u64) } else { rng.below(regions as u64) } as usize;
+    let region =
+        if rng.chance(70) { rng.below(PIECES.len() as u64) } else { rng.below(regions as u64) } as usize;
     let len = PIECES[region % PIECES.len()];
     let all = REGION / len;
     let mine = rng.below((all / threads) as u64) as usize * threads + thread;
@@ -168,42 +188,41 @@ fn piece(rng: &mut Rng, sectors: usize, (thread, threads): (usize, usize)) -> (u
     (region * REGION + mine * len + skip, count)
 }
 
-/// One operation; false when it failed.
+/// One operation; the number of its error.
 fn one(
     file: &File,
     rng: &mut Rng,
     (first, count): (usize, usize),
     stamps: &AtomicU64,
     events: &mut Vec<Event>,
-) -> bool {
+) -> Result<(), i32> {
     let (at, len) = (first * SECTOR, count * SECTOR);
+    let write = |data: &[u8]| file.write_at(data, at as u64).map_err(|error| error.raw_os_error().unwrap());
     let (stamp, done) = match rng.below(100) {
         0..=2 => {
-            let done = file.sync_data().is_ok();
-            if done {
-                events.push(Event::Flushed);
-            }
-            return done;
+            file.sync_data().map_err(|error| error.raw_os_error().unwrap())?;
+            events.push(Event::Flushed);
+            return Ok(());
         }
         3..=14 => (0, zero(file, at, len, FallocateFlags::FALLOC_FL_PUNCH_HOLE)),
         15..=22 => (0, zero(file, at, len, FallocateFlags::FALLOC_FL_ZERO_RANGE)),
-        23..=26 => (0, file.write_at(&vec![0; len], at as u64).unwrap_or(0)),
+        23..=26 => (0, write(&vec![0; len])),
         _ => {
             let stamp = stamps.fetch_add(1, Ordering::Relaxed) + 1;
             let data: Vec<u8> = (first..first + count).flat_map(|sector| stamped(stamp, sector)).collect();
-            (stamp, file.write_at(&data, at as u64).unwrap_or(0))
+            (stamp, write(&data))
         }
     };
-    let answered = done / SECTOR;
+    let answered = done.unwrap_or(0) / SECTOR;
     events.push(Event::Change(Done { first, count: answered, stamp, acknowledged: true }));
     let (first, count) = (first + answered, count - answered);
     events.push(Event::Change(Done { first, count, stamp, acknowledged: false }));
-    done == len
+    done.map(|_| ())
 }
 
-fn zero(file: &File, at: usize, len: usize, how: FallocateFlags) -> usize {
+fn zero(file: &File, at: usize, len: usize, how: FallocateFlags) -> Result<usize, i32> {
     let mode = how | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    fallocate(file, mode, at as i64, len as i64).map_or(0, |()| len)
+    fallocate(file, mode, at as i64, len as i64).map(|()| len).map_err(|error| error as i32)
 }
 
 /// A sector as the operation with this stamp leaves it.
