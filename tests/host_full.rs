@@ -66,11 +66,7 @@ fn load(
             stop.store(true, Ordering::Relaxed);
         }
     });
-    if kill {
-        model.keep_flushed(&done)
-    } else {
-        model.keep(&done)
-    };
+    model.keep(&done);
     let (mut errors, well) = Model::answers(&done);
     errors.retain(|error| !(kill && matches!(*error, libc::ENOTCONN | libc::ECONNABORTED)));
     (errors, well)
