@@ -116,7 +116,7 @@ fn remove_debris(folder: &Folder) {
 }
 
 fn hold(file: HostFile) -> Option<Flock<File>> {
-    Flock::lock(file.into_file(), FlockArg::LockExclusiveNonblock).ok()
+    Flock::lock(file.to_file().ok()?, FlockArg::LockExclusiveNonblock).ok()
 }
 
 fn name_beside() -> String {

@@ -35,7 +35,7 @@ impl SourceFile {
     /// Opens a file of a folder, which an image named: no link.
     fn open_in(folder: &Path, name: &str) -> Result<Self> {
         let file = Folder::open(folder).and_then(|folder| folder.file(name, FileAccess::Read));
-        Self::hold(file.map(HostFile::into_file), &folder.join(name))
+        Self::hold(file.and_then(|file| file.to_file()), &folder.join(name))
     }
 
     fn hold(file: io::Result<File>, path: &Path) -> Result<Self> {

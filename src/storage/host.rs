@@ -1,5 +1,6 @@
 //! A file of the host's filesystem.
 
+use super::seal::forget_cached;
 use super::watch::{self, Change, Watcher};
 use super::{Run, Storage, seal};
 use crate::units::{HostOffset, SECTOR, length};
@@ -11,23 +12,28 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A host file, read and written through the page cache at explicit offsets.
+///
+/// After a failed sync the host may go on showing, from memory, what its medium has not got. Dropping such a file makes
+/// the host forget that, so that the next opener sees what there is.
 #[derive(Debug)]
 pub struct HostFile {
     file: File,
     watcher: Watcher,
+    sync_failed: AtomicBool,
 }
 
 impl HostFile {
     /// Takes over an open file; whether it can be written depends on how it was opened.
     #[must_use]
     pub fn new(file: File) -> Self {
-        Self { file, watcher: None }
+        Self::watched(file, None)
     }
 
     pub(super) fn watched(file: File, watcher: Watcher) -> Self {
-        Self { file, watcher }
+        Self { file, watcher, sync_failed: AtomicBool::new(false) }
     }
 
     /// The file itself, to look at and to lock; it is not to be changed through this.
@@ -36,10 +42,12 @@ impl HostFile {
         &self.file
     }
 
-    /// The file itself, to keep: for locks.
-    #[must_use]
-    pub fn into_file(self) -> File {
-        self.file
+    /// Another handle on the file itself, to keep: for locks.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn to_file(&self) -> io::Result<File> {
+        self.file.try_clone()
     }
 
     /// Another handle on the same open file.
@@ -47,7 +55,7 @@ impl HostFile {
     /// # Errors
     /// The host's.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, watcher: self.watcher.clone() })
+        Ok(Self::watched(self.file.try_clone()?, self.watcher.clone()))
     }
 
     /// Makes times and mode durable too; [`Storage::sync`] leaves those out.
@@ -56,6 +64,7 @@ impl HostFile {
     /// As [`Storage::sync`].
     pub fn sync_all(&self) -> io::Result<()> {
         self.change(Change::SyncFile(&self.file), || self.file.sync_all())
+            .inspect_err(|_| self.note_failed_sync())
     }
 
     /// Sets the mode.
@@ -75,8 +84,22 @@ impl HostFile {
         self.change(Change::Protect(&self.file), || seal::set_immutable(&self.file, on))
     }
 
+    fn note_failed_sync(&self) {
+        self.sync_failed.store(true, Ordering::Release);
+    }
+
     fn change(&self, change: Change<'_>, make: impl FnMut() -> io::Result<()>) -> io::Result<()> {
         watch::change(&self.watcher, change, make)
+    }
+}
+
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        if self.sync_failed.load(Ordering::Acquire) {
+            // Only clean pages can be forgotten: those that the failed sync did not come to are tried first.
+            let _ = self.file.sync_data();
+            let _ = forget_cached(&self.file);
+        }
     }
 }
 
@@ -125,6 +148,7 @@ impl Storage for HostFile {
 
     fn sync(&self) -> io::Result<()> {
         self.change(Change::SyncData(&self.file), || self.file.sync_data())
+            .inspect_err(|_| self.note_failed_sync())
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -72,7 +72,11 @@ impl Storage for Latch {
 
     fn sync(&self) -> io::Result<()> {
         let _one_at_a_time = self.syncing.lock();
-        self.change(|inner| inner.sync(), false)
+        // Whatever the reason, data are lost: nobody may take it for a refusal that can be repeated.
+        self.change(|inner| inner.sync(), false).map_err(|error| match is_out_of_space(&error) {
+            true => io::Error::other(error),
+            false => error,
+        })
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -15,8 +15,9 @@ use super::{Access, Checkpoint, Freed, Name, Restored, Store, time, usage};
 use crate::disk::Layer;
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::BackingName;
-use crate::storage::{FileAccess, Fingerprint, Folder, Storage};
+use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, Storage, is_open_for_writing};
 use std::io;
+use std::time::{Duration, Instant};
 
 /// A clone held for a change of its layers: nobody has it open.
 struct Held<'a> {
@@ -25,7 +26,12 @@ struct Held<'a> {
     manifest: CloneManifest,
     stands_on: StandsOn,
     chain: Chain,
+    /// The active file, by a descriptor that only reads.
+    active: HostFile,
 }
+
+/// How long a program that opened the active file may take to find that it is locked.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Store {
     /// Freezes the present state of a clone.
@@ -42,6 +48,7 @@ impl Store {
         let frozen = held.freeze(number, note)?;
         held.replace_active(&lock, size, &checkpoint_backing(number))?;
         held.protect(number);
+        held.outlast_late_openers()?;
         Ok(frozen)
     }
 
@@ -67,6 +74,7 @@ impl Store {
         if let Some(kept) = &kept {
             held.protect(kept.number);
         }
+        held.outlast_late_openers()?;
         Ok(Restored { kept })
     }
 
@@ -140,7 +148,12 @@ impl Store {
         let (chain, stands_on, manifest) = self.clone_chain(name, way)?;
         let folder = self.part(format!("{CLONES}/{name}"))?;
         super::clean::clone_folder(&folder).map_err(|error| cannot_change(name, error))?;
-        Ok(Held { name, folder, manifest, stands_on, chain })
+        let active = folder.file(CLONE_DISK, FileAccess::Read).map_err(|error| cannot_change(name, error))?;
+        let held = Held { name, folder, manifest, stands_on, chain, active };
+        held.wait_for_writers().then_some(held).ok_or_else(|| {
+            let hint = "is open for writing in a program that takes no locks; stop that first";
+            Error::new(Kind::Busy, format!("clone {name} {hint}"))
+        })
     }
 }
 
@@ -154,6 +167,31 @@ impl StandsOn {
 }
 
 impl Held<'_> {
+    /// Waits until nobody has the active file open for writing; false when that takes too long.
+    ///
+    /// Those that take locks have none here, so they are about to find that out, and close it.
+    fn wait_for_writers(&self) -> bool {
+        let until = Instant::now() + PATIENCE;
+        while is_open_for_writing(self.active.file()) == Some(true) {
+            if Instant::now() >= until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
+    /// Who opened the file by its path before another one came to its place must not get the locks on it: they are
+    /// held until all who did have gone.
+    fn outlast_late_openers(&self) -> Result<()> {
+        if self.wait_for_writers() {
+            return Ok(());
+        }
+        let hint =
+            "a program has its former file, which is a checkpoint now, open for writing; stop that program";
+        Err(Error::new(Kind::Busy, format!("the change of clone {} is done, but {hint}", self.name)))
+    }
+
     fn numbers(&self) -> Result<Vec<u32>> {
         finished(&self.folder).map_err(|error| cannot_change(self.name, error))
     }
@@ -186,7 +224,7 @@ impl Held<'_> {
     /// another one.
     fn freeze(&self, number: u32, note: Option<String>) -> Result<Checkpoint> {
         let cannot = |error| cannot_change(self.name, error);
-        let disk = self.folder.file(CLONE_DISK, FileAccess::Read).map_err(cannot)?;
+        let disk = &self.active;
         // What the guest flushed is durable; what it did not flush is frozen too, and must not be lost later.
         disk.sync_all().map_err(cannot)?;
         let manifest = CheckpointManifest {

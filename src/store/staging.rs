@@ -7,7 +7,7 @@
 use super::Store;
 use super::layout::{BASES, CLONES, STORE_FILE, TMP};
 use crate::error::{Error, Kind, Result};
-use crate::storage::{FileAccess, Folder, HostFile};
+use crate::storage::{FileAccess, Folder};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
@@ -57,7 +57,7 @@ impl Store {
     fn wait_for_lock(&self) -> Result<StoreLock> {
         let place = || format!("cannot lock the store {}", self.root().display());
         let file = self.folder().file(STORE_FILE, FileAccess::Read);
-        let mut file = file.map(HostFile::into_file).map_err(|error| Error::io(place(), error))?;
+        let mut file = file.and_then(|file| file.to_file()).map_err(|error| Error::io(place(), error))?;
         let start = Instant::now();
         let file = loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

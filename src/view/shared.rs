@@ -200,7 +200,11 @@ impl Shared {
     pub(super) fn with<T>(&self, request: impl FnOnce(&Disk) -> Result<T>) -> io::Result<T> {
         let slot = self.slot.read();
         let Some(held) = &*slot else { return Err(io::Error::from_raw_os_error(libc::EIO)) };
-        Ok(request(held.disk()).inspect_err(|error| self.report_some(error))?)
+        request(held.disk()).map_err(|error| {
+            let error = error.at(self.path.display());
+            self.report_some(&error);
+            error.into()
+        })
     }
 
     fn report_some(&self, error: &Error) {

@@ -116,7 +116,7 @@ pub fn one_line(output: &Output, code: i32, what: &[&str]) -> String {
 
 /// A mounted view; unmounted when dropped.
 pub struct View<'a> {
-    shed: &'a Shed,
+    pub shed: &'a Shed,
     pub dir: PathBuf,
 }
 

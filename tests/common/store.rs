@@ -193,5 +193,5 @@ pub fn file_digest(path: &Path) -> blake3::Hash {
 
 /// The folder trait's own way to open, for tests that hold a file.
 pub fn open_file(folder: &Path, name: &str) -> File {
-    Folder::open(folder).unwrap().file(name, FileAccess::Read).unwrap().into_file()
+    Folder::open(folder).unwrap().file(name, FileAccess::Read).unwrap().to_file().unwrap()
 }

@@ -21,6 +21,8 @@ REQUIRED=(
     "mke2fs e2fsprogs"
     "debugfs e2fsprogs"
     "e2fsck e2fsprogs"
+    "mkfs.xfs xfsprogs"
+    "losetup mount"
     "sgdisk gdisk"
     "sfdisk fdisk"
     "mmdebstrap mmdebstrap"
