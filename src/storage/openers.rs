@@ -32,6 +32,7 @@ pub fn is_open_for_writing(file: &File) -> Option<bool> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
