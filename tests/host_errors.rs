@@ -27,6 +27,9 @@ const MEDIUM: u64 = 120 << 20;
 /// A piece of a guest's writing: less than a cluster.
 const PIECE: usize = 40_960;
 
+/// Places, and what was written there.
+type Pieces = Vec<(usize, Vec<u8>)>;
+
 /// A store on a medium that can be made to fail.
 struct Sick {
     // In this order: the filesystem goes before what it lies in, and both before the folder.
@@ -55,7 +58,7 @@ impl Sick {
         let this = Self { host, medium, shed, model };
         // All blocks of the medium; then those that the filesystem does not use are given back.
         let file = File::options().write(true).open(&image).unwrap();
-        fallocate(&file, FallocateFlags::empty(), 0, MEDIUM as i64).unwrap();
+        fallocate(&file, FallocateFlags::empty(), 0, MEDIUM.cast_signed()).unwrap();
         must("sync", &["-f", this.host.dir.to_str().unwrap()]);
         must("fstrim", &[this.host.dir.to_str().unwrap()]);
         this
@@ -66,7 +69,7 @@ impl Sick {
     }
 
     /// Writes pieces, which are acknowledged, into the page cache of the host.
-    fn write(&self, file: &File, number: u64) -> Vec<(usize, Vec<u8>)> {
+    fn write(&self, file: &File, number: u64) -> Pieces {
         let pieces = (0..20).map(|piece| (place(number, piece), noise(PIECE, number * 100 + piece as u64)));
         pieces.inspect(|(at, data)| file.write_all_at(data, *at as u64).unwrap()).collect()
     }
@@ -134,7 +137,7 @@ fn place(number: u64, piece: usize) -> usize {
 }
 
 /// A sick store after a failed `fsync`, with its server and the open file.
-fn after_a_failed_sync() -> (Sick, Server, File, Vec<(usize, Vec<u8>)>, Failing) {
+fn after_a_failed_sync() -> (Sick, Server, File, Pieces, Failing) {
     let mut sick = Sick::new();
     let server = Server::start(&sick.shed);
     let file = sick.open(&server);

@@ -5,7 +5,6 @@
 #[path = "common/cli.rs"]
 mod common;
 #[path = "common/served.rs"]
-#[allow(dead_code)]
 mod served;
 
 use common::store::{file_digest, must, qemu_check};

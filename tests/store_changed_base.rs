@@ -5,7 +5,6 @@
 #[path = "common/cli.rs"]
 mod common;
 #[path = "common/host.rs"]
-#[allow(dead_code)]
 mod host;
 
 use common::store::{must, qemu_check, unseal};

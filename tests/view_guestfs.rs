@@ -99,7 +99,7 @@ fn survives(kills: u64) {
     let mut rng = Rng::new(seed);
     let shed = shed();
     let base = file_digest(&shed.base_disk());
-    let (mut durable, mut checked) = (Durable::new(), 0);
+    let (mut durable, mut checked) = (Durable::new(), 0_u64);
     let mut server = Server::start(&shed);
     for round in 0..kills {
         let guest = Guest::mount(&shed, &server);
@@ -142,7 +142,7 @@ fn survives(kills: u64) {
         must("umount", &[guest.0.to_str().unwrap()]);
     }
     assert!(server.end(&shed).success());
-    assert!(checked as u64 > kills * 3, "only {checked} files were looked at");
+    assert!(checked > kills * 3, "only {checked} files were looked at");
     println!("{kills} kills, {checked} durable files were looked at");
     shed.ok(&["check", "web", "--repair"]);
     qemu_check(&shed.delta("web"));

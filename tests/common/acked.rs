@@ -222,7 +222,9 @@ fn one(
 
 fn zero(file: &File, at: usize, len: usize, how: FallocateFlags) -> Result<usize, i32> {
     let mode = how | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    fallocate(file, mode, at as i64, len as i64).map(|()| len).map_err(|error| error as i32)
+    fallocate(file, mode, at.cast_signed() as i64, len.cast_signed() as i64)
+        .map(|()| len)
+        .map_err(|error| error as i32)
 }
 
 /// A sector as the operation with this stamp leaves it.
