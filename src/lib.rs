@@ -12,6 +12,7 @@ pub mod ops;
 pub mod qcow2;
 pub mod storage;
 pub mod store;
+mod sync;
 pub mod units;
 pub mod view;
 pub mod vm;

@@ -13,11 +13,11 @@ use super::tables::{Slice, Tables};
 use super::{BackingName, Identity, OpenOptions};
 use crate::error::{Error, Kind, Result};
 use crate::storage::{Latch, Storage};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::units::{GuestCluster, GuestOffset, HostOffset, index};
-use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// One open image, shared by many threads.
 #[derive(Debug)]

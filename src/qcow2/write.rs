@@ -6,8 +6,8 @@ use super::entry::{Mapping, Standard};
 use super::image::{Image, Writer};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
+use crate::sync::atomic::Ordering;
 use crate::units::{GuestOffset, HostOffset, index, length};
-use std::sync::atomic::Ordering;
 
 impl Image {
     /// Writes `data` at `at`; the range must lie inside the disk. What is not covered of a subcluster that had no

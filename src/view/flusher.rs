@@ -1,10 +1,10 @@
 //! Flushes written disks that their users leave alone: idle data become durable, and discarded space comes back.
 
 use super::shared::Shared;
-use parking_lot::{Condvar, Mutex};
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Condvar, Mutex};
 use std::io;
 use std::sync::{Arc, Weak};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How often unflushed disks are looked at.
