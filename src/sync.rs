@@ -13,11 +13,9 @@ pub(crate) use model::*;
 pub(crate) use {
     arc_swap::ArcSwapOption,
     parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    std::sync::atomic,
+    std::sync::{OnceLock, atomic},
     std::thread,
 };
-
-pub(crate) use std::sync::OnceLock;
 
 /// A size of the engine, and the small one at which a model comes to its borders.
 pub(crate) const fn size(real: usize, model: usize) -> usize {

@@ -95,7 +95,7 @@ impl Drop for Round<'_> {
 
 impl Commit {
     /// Runs `commit`, or waits for one that began after this call.
-    fn join(&self, commit: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(super) fn join(&self, commit: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut rounds = self.rounds.lock();
         let wanted = rounds.started + 1;
         while rounds.running && rounds.finished < wanted {
@@ -167,7 +167,7 @@ impl Image {
         let mut unsynced = allocator.write(&self.storage)?;
         drop(allocator);
         unsynced |= self.retire_log(writer)?;
-        if unsynced || writer.written.swap(false, Ordering::AcqRel) {
+        if unsynced || writer.written.take() {
             self.sync(writer)?;
         }
         Ok(())
@@ -207,7 +207,7 @@ impl Image {
         let mut first = writer.allocator.lock().write(&self.storage)?;
         first |= !new.is_empty();
         self.write_slices(&new)?;
-        if writer.written.swap(false, Ordering::AcqRel) || first {
+        if writer.written.take() || first {
             self.sync(writer)?;
         }
         if old.is_empty() && l1.is_empty() {
@@ -265,7 +265,7 @@ impl Image {
 
     fn sync(&self, writer: &Writer) -> Result<()> {
         self.storage.sync().map_err(|e| {
-            writer.written.store(true, Ordering::Release);
+            writer.written.set();
             writer.log.as_ref().inspect(|log| log.void());
             Error::io("syncing the image; it takes no more writes until it is opened again", e)
         })
@@ -308,7 +308,7 @@ impl Image {
         // Durable with the next commit; a crash before leaks these clusters and nothing else.
         allocator.write(&self.storage)?;
         drop(allocator);
-        writer.written.store(true, Ordering::Release);
+        writer.written.set();
         for (cluster, host, bits) in frees.parts {
             // An entry that cannot be read any more keeps its blocks.
             let _ = self.punch_part(writer, cluster, host, bits);

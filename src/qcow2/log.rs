@@ -12,12 +12,12 @@
 use super::entry::RawEntry;
 use super::layout::{LOG_FIRST_FIELD, LOG_MAGIC, LOG_RECORDS, RawLogHead, RawLogRecord};
 use crate::storage::{Session, Storage};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::units::{GuestCluster, HostOffset, index, length};
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Records that a log holds at most: 5 MiB. A commit is due when half of them are in use.
 const CAPACITY: u64 = 1 << 17;

@@ -8,7 +8,7 @@ use shuttle as library;
 pub(crate) use library::sync::atomic;
 pub(crate) use library::thread;
 
-use atomic::{AtomicUsize, Ordering};
+use atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, LockResult, PoisonError};
@@ -116,6 +116,10 @@ pub(crate) struct RwLockWriteGuard<'a, T> {
 }
 
 impl<T> RwLock<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self { holders: Mutex::default(), changed: Condvar::new(), value: std::sync::RwLock::new(value) }
+    }
+
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
         let mut holders = self.holders.lock();
         while holders.writing || holders.waiting > 0 {
@@ -134,6 +138,20 @@ impl<T> RwLock<T> {
         holders.waiting -= 1;
         holders.writing = true;
         RwLockWriteGuard { value: Some(unpoisoned(self.value.write())), lock: self }
+    }
+}
+
+impl<'a, T> RwLockWriteGuard<'a, T> {
+    /// Holds the lock for reading from now on; nobody writes in between.
+    pub(crate) fn downgrade(mut guard: Self) -> RwLockReadGuard<'a, T> {
+        let lock = guard.lock;
+        let mut holders = lock.holders.lock();
+        guard.value = None;
+        std::mem::forget(guard);
+        holders.writing = false;
+        holders.readers += 1;
+        lock.changed.notify_all();
+        RwLockReadGuard { value: Some(unpoisoned(lock.value.read())), lock }
     }
 }
 
@@ -180,6 +198,35 @@ impl<T> Deref for RwLockWriteGuard<'_, T> {
 impl<T> DerefMut for RwLockWriteGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         self.value.as_mut().expect(HELD)
+    }
+}
+
+/// A value that is made at its first use, under a lock that others wait for.
+pub(crate) struct OnceLock<T> {
+    making: Mutex<()>,
+    made: AtomicBool,
+    value: std::sync::OnceLock<T>,
+}
+
+impl<T> OnceLock<T> {
+    pub(crate) fn new() -> Self {
+        Self { making: Mutex::new(()), made: AtomicBool::new(false), value: std::sync::OnceLock::new() }
+    }
+
+    pub(crate) fn get_or_init(&self, make: impl FnOnce() -> T) -> &T {
+        if self.made.load(Ordering::Acquire) {
+            return self.value.get().expect("it was made");
+        }
+        let _making = self.making.lock();
+        let value = self.value.get_or_init(make);
+        self.made.store(true, Ordering::Release);
+        value
+    }
+}
+
+impl<T> fmt::Debug for OnceLock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnceLock")
     }
 }
 

@@ -8,6 +8,8 @@
 
 #[path = "../common/rng.rs"]
 mod rng;
+#[path = "../common/store.rs"]
+mod store;
 
 mod allocation;
 mod budget;
@@ -18,6 +20,7 @@ mod lookup;
 mod medium;
 mod snapshots;
 mod stripes;
+mod view;
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner};
