@@ -5,11 +5,11 @@ use super::geometry::Geometry;
 use crate::error::Result;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{ArcSwapOption, Mutex, OnceLock, size};
-use crate::units::index;
+use crate::units::{index, length};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-const GROUP: u64 = size(512, 8) as u64;
+const GROUP: u64 = length(size(512, 8));
 const LOAD_LOCKS: usize = size(64, 4);
 const FEWEST_SLICES: usize = size(16, 2);
 

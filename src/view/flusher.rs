@@ -3,6 +3,7 @@
 use super::shared::Shared;
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Condvar, Mutex, size};
+use crate::units::length;
 use std::io;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 /// How often unflushed disks are looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// A disk that did not change for so long is flushed, in milliseconds.
-const IDLE: u64 = size(750, 0) as u64;
+const IDLE: u64 = length(size(750, 0));
 /// A disk that changes all the time is flushed this often, in milliseconds.
 const BUSY: u64 = 5000;
 

@@ -5,10 +5,11 @@
 use crate::medium::Medium;
 use crate::rng::Rng;
 use cowshed::disk::{Disk, Layer, RawLayer};
-use cowshed::qcow2::{BackingName, CreateOptions, Image, OpenOptions, check, create};
-use cowshed::storage::Storage;
+use cowshed::qcow2::{BackingName, CreateOptions, Image, LogPlace, OpenOptions, check, create};
+use cowshed::storage::{Session, Storage};
 use cowshed::units::GuestOffset;
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -102,6 +103,7 @@ pub struct Guest {
     pub disk: Disk,
     pub medium: Arc<Medium>,
     base: Vec<u8>,
+    place: Option<Arc<Place>>,
     /// Never waited for: no other thread runs while it is held.
     log: Mutex<Log>,
 }
@@ -112,11 +114,51 @@ pub struct Cut {
     at: u64,
 }
 
+/// What a process that was killed left: image and log as they were.
+pub struct Killed {
+    bytes: Vec<u8>,
+    log: Option<Vec<u8>>,
+    at: u64,
+}
+
+/// Where the log of an image is kept.
+#[derive(Debug, Default)]
+pub struct Place(Mutex<Option<Arc<Medium>>>);
+
+impl LogPlace for Place {
+    fn session(&self) -> io::Result<Session> {
+        Ok(Session([7; 32]))
+    }
+
+    fn open(&self, _: bool) -> io::Result<Option<Arc<dyn Storage>>> {
+        Ok(self.0.lock().unwrap().clone().map(|log| log as Arc<dyn Storage>))
+    }
+
+    fn create(&self) -> io::Result<Arc<dyn Storage>> {
+        let log = Medium::new(Vec::new());
+        *self.0.lock().unwrap() = Some(log.clone());
+        Ok(log)
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        *self.0.lock().unwrap() = None;
+        Ok(())
+    }
+}
+
+/// The fewest slices in memory that there may be.
+const OPTIONS: OpenOptions = OpenOptions { writable: true, metadata_cache: 0 };
+
+fn disk(top: Image, base: Arc<dyn Storage>) -> Disk {
+    Disk::new(vec![Layer::qcow2(top), Layer::Raw(RawLayer::new(base, false).unwrap())]).unwrap()
+}
+
 fn open(storage: Arc<dyn Storage>, base: Arc<dyn Storage>) -> Disk {
-    // The fewest slices in memory that there may be.
-    let options = OpenOptions { writable: true, metadata_cache: 0 };
-    let top = Layer::qcow2(Image::open(storage, options).unwrap());
-    Disk::new(vec![top, Layer::Raw(RawLayer::new(base, false).unwrap())]).unwrap()
+    disk(Image::open(storage, OPTIONS).unwrap(), base)
+}
+
+fn open_logged(storage: Arc<dyn Storage>, base: Arc<dyn Storage>, place: Arc<Place>) -> Disk {
+    disk(Image::open_logged(storage, OPTIONS, place).unwrap(), base)
 }
 
 /// Asserts that a check finds no error, and returns how many leaks it finds.
@@ -130,7 +172,14 @@ impl Guest {
     pub fn new(start: &Start) -> Self {
         let medium = Medium::new(start.image.clone());
         let disk = open(medium.clone(), Medium::new(start.base.clone()));
-        Self { disk, medium, base: start.base.clone(), log: Mutex::default() }
+        Self { disk, medium, base: start.base.clone(), place: None, log: Mutex::default() }
+    }
+
+    /// A guest whose image has a log.
+    pub fn logged(start: &Start) -> Self {
+        let (medium, place) = (Medium::new(start.image.clone()), Arc::new(Place::default()));
+        let disk = open_logged(medium.clone(), Medium::new(start.base.clone()), place.clone());
+        Self { disk, medium, base: start.base.clone(), place: Some(place), log: Mutex::default() }
     }
 
     /// First sector of a cluster of the usual image.
@@ -222,6 +271,30 @@ impl Guest {
         self.assert_image(&log, cut.bytes, flushed.unwrap_or(0), cut.at, "after a power cut");
     }
 
+    /// What is left when the process dies now.
+    pub fn kill(&self) -> Killed {
+        let at = self.log.lock().unwrap().tick();
+        let place = self.place.as_ref().and_then(|place| place.0.lock().unwrap().clone());
+        Killed { bytes: self.medium.bytes(), log: place.map(|log| log.bytes()), at }
+    }
+
+    /// Asserts that whoever opens what a killed process left finds everything that was acknowledged, and an image
+    /// without error once it is closed.
+    pub fn assert_reopened(&self, killed: Killed) {
+        let log = self.log.lock().unwrap();
+        let place = Arc::new(Place(Mutex::new(killed.log.map(Medium::quiet))));
+        let medium = Medium::quiet(killed.bytes);
+        let disk = open_logged(medium.clone(), Medium::quiet(self.base.clone()), place);
+        let mut got = vec![0xee; disk.size() as usize];
+        disk.read(&mut got, GuestOffset(0)).unwrap();
+        log.assert_legal(0, &got, killed.at, killed.at, "after a kill");
+        disk.close().unwrap();
+        // A check costs more than all the rest: one of four has it.
+        if killed.at % 4 == 0 {
+            assert_sound(&medium.bytes(), "after a kill");
+        }
+    }
+
     /// Opens the image and compares it.
     fn assert_image(&self, log: &Log, bytes: Vec<u8>, certain: u64, possible: u64, what: &str) {
         let disk = open(Medium::quiet(bytes), Medium::quiet(self.base.clone()));
@@ -244,17 +317,40 @@ impl Guest {
     }
 }
 
+/// What one thread of a guest does.
+pub type Part<'a> = &'a (dyn Fn(&Guest) + Sync);
+
 /// Runs the parts as threads at once, and a cut of the power beside them.
-pub fn at_once(start: &Start, parts: &[&(dyn Fn(&Guest) + Sync)]) {
+pub fn at_once(start: &Start, parts: &[Part<'_>]) {
+    after(start, &|_| (), parts);
+}
+
+/// The same after `first`, which has the disk for itself.
+pub fn after(start: &Start, first: Part<'_>, parts: &[Part<'_>]) {
     let guest = Guest::new(start);
-    let cut = shuttle::thread::scope(|scope| {
-        let guest = &guest;
+    first(&guest);
+    let cut = beside(&guest, parts, Guest::cut);
+    guest.assert_survived(cut);
+    guest.finish();
+}
+
+/// Runs the parts with a log, and lets the process die beside them.
+pub fn until_killed(start: &Start, first: Part<'_>, parts: &[Part<'_>]) {
+    let guest = Guest::logged(start);
+    first(&guest);
+    let killed = beside(&guest, parts, Guest::kill);
+    guest.assert_reopened(killed);
+    let killed = guest.kill();
+    guest.assert_reopened(killed);
+    guest.finish();
+}
+
+fn beside<T: Send + 'static>(guest: &Guest, parts: &[Part<'_>], end: fn(&Guest) -> T) -> T {
+    shuttle::thread::scope(|scope| {
         for part in parts {
             scope.spawn(move || part(guest));
         }
-        let power = scope.spawn(move || guest.cut());
-        power.join().unwrap()
-    });
-    guest.assert_survived(cut);
-    guest.finish();
+        let end = scope.spawn(move || end(guest));
+        end.join().unwrap()
+    })
 }

@@ -16,6 +16,7 @@ mod budget;
 mod commits;
 mod frees;
 mod guest;
+mod logs;
 mod lookup;
 mod medium;
 mod snapshots;

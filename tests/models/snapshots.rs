@@ -5,7 +5,7 @@ use crate::guest::{Guest, Start, at_once, base};
 use std::process::Command;
 
 /// An image with a snapshot over stamps that it stores itself, made by QEMU.
-fn with_snapshot() -> Start {
+pub fn with_snapshot() -> Start {
     let folder = tempfile::tempdir().unwrap();
     let run = |args: &[&str]| {
         let output = Command::new("qemu-img").current_dir(folder.path()).args(args).output().unwrap();
