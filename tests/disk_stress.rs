@@ -11,9 +11,12 @@ mod common {
 use common::rng::{Rng, fresh_seed, seed_from_environment};
 use common::{images, qemu};
 use cowshed::disk::{Disk, Layer, RawLayer};
-use cowshed::qcow2::{Image, OpenOptions};
+use cowshed::qcow2::{Image, LogPlace, OpenOptions};
+use cowshed::storage::{Session, Storage};
 use cowshed::units::GuestOffset;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -40,9 +43,34 @@ fn image(folder: &Path) -> Vec<u8> {
     model
 }
 
+/// A log in a file beside the image.
+#[derive(Debug)]
+struct Beside(PathBuf);
+
+impl LogPlace for Beside {
+    fn session(&self) -> io::Result<Session> {
+        Ok(Session([1; 32]))
+    }
+
+    fn open(&self, writable: bool) -> io::Result<Option<Arc<dyn Storage>>> {
+        Ok(self.0.exists().then(|| images::host_file(&self.0, writable)))
+    }
+
+    fn create(&self) -> io::Result<Arc<dyn Storage>> {
+        self.remove()?;
+        Ok(images::new_file(&self.0))
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        if self.0.exists() { std::fs::remove_file(&self.0) } else { Ok(()) }
+    }
+}
+
 fn open(folder: &Path) -> Disk {
     let options = OpenOptions { writable: true, metadata_cache: 0 };
-    let top = Image::open(images::host_file(&folder.join("t.qcow2"), true), options).unwrap();
+    let file = images::host_file(&folder.join("t.qcow2"), true);
+    let log = Arc::new(Beside(folder.join("log")));
+    let top = Image::open_logged(file, options, log).unwrap();
     let base = RawLayer::new(images::host_file(&folder.join("b.raw"), false), false).unwrap();
     Disk::new(vec![Layer::qcow2(top), Layer::Raw(base)]).unwrap()
 }

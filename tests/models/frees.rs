@@ -21,7 +21,11 @@ fn a_freed_cluster_is_nobody_elses_before_its_removal_is_durable_and_its_readers
             guest.read(Guest::cluster(0), 2);
             guest.read(Guest::cluster(1), 2);
         };
-        after(&start, &first, &[&free_and_take, &read, &|guest| guest.write(Guest::cluster(2), 2)]);
+        let flush_and_take = |guest: &Guest| {
+            guest.flush();
+            guest.write(Guest::cluster(2), 2);
+        };
+        after(&start, &first, &[&free_and_take, &read, &flush_and_take]);
     });
 }
 

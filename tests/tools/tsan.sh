@@ -10,8 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
 CARGO=${CARGO:-cargo}
 HOST=$(rustc -vV | sed -n 's/^host: //p')
-# Seven tests; each is many times slower than without.
-TESTS=(--test disk_stress --test disk_model --test disk_crash_threads --test disk_faults)
+TESTS=(--test disk_stress --test disk_model --test disk_faults)
 
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/tsan
 # The flag for sanitizers is not stable yet; the compiler and its runtime for it are the ones installed.
@@ -29,8 +28,7 @@ fi
 grep -q 'ThreadSanitizer: data race' <<<"$said" || { echo "$said" >&2; echo "tsan: no report of the seeded race" >&2; exit 1; }
 echo "tsan: the seeded race was found"
 
-tests --test disk_stress
-tests --test disk_model threads_that_share
-tests --test disk_crash_threads
-tests --test disk_faults latches
+tests --test disk_stress -- --test-threads=1
+tests --test disk_model -- --test-threads=1 threads_that_share
+tests --test disk_faults -- --test-threads=1 latches
 echo "tsan: no other race"
