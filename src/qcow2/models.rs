@@ -77,14 +77,14 @@ impl Slices {
         let (number, entry) = self.geometry.slice_of(GuestCluster(cluster));
         loop {
             let slice = self.tables.slice(number, |words| self.load(number, words)).expect("a slice");
-            if self.tables.publish(&slice, entry, raw, |_| Ok(())).expect("published") {
+            if self.tables.publish(&slice, entry, raw, |_| Ok(()), || ()).expect("published") {
                 return;
             }
         }
     }
 
     fn commit(&self) {
-        let snapshots = self.tables.take_dirty();
+        let snapshots = self.tables.snapshots(self.tables.take_dirty());
         for snapshot in &snapshots {
             let words = snapshot.bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
             let mut file = self.file.lock().expect("the file");
