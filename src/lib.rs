@@ -2,7 +2,7 @@
 //!
 //! A base image is stored once; each clone is a small qcow2 delta over it that QEMU itself can open. The modules
 //! depend on each other downward only: `cli` on `vm` and `view`, those on `ops`, then `store`, `disk`, `qcow2`,
-//! `storage`, and `units` and `error` at the bottom.
+//! `storage`, and `units`, `error` and `sync` at the bottom.
 
 pub mod cli;
 pub mod disk;
@@ -12,6 +12,7 @@ pub mod ops;
 pub mod qcow2;
 pub mod storage;
 pub mod store;
+mod sync;
 pub mod units;
 pub mod view;
 pub mod vm;

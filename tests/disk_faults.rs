@@ -16,9 +16,12 @@ use common::stamps::Guest;
 use cowshed::Kind;
 use cowshed::disk::{Disk, Layer, RawLayer};
 use cowshed::qcow2::{BackingName, CreateOptions, Image, OpenOptions, check, create};
-use cowshed::storage::{Fault, Memory, Operation, Storage};
-use cowshed::units::GuestOffset;
+use cowshed::storage::{Fault, Memory, Operation, Run, Storage};
+use cowshed::units::{GuestOffset, HostOffset};
+use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const SIZE: u64 = 1 << 20;
 
@@ -70,14 +73,14 @@ fn workload() -> Vec<Step> {
 }
 
 /// What a run with a planned failure ended in.
-struct Run {
+struct Outcome {
     guest: Guest,
     memory: Arc<Memory>,
     errors: Vec<cowshed::Error>,
     closed: cowshed::Result<()>,
 }
 
-fn run(options: &CreateOptions, fault: Option<Fault>) -> Run {
+fn run(options: &CreateOptions, fault: Option<Fault>) -> Outcome {
     let memory = Arc::new(Memory::new());
     create(&*memory, options).unwrap();
     let disk = open(memory.clone()).unwrap();
@@ -90,11 +93,11 @@ fn run(options: &CreateOptions, fault: Option<Fault>) -> Run {
     let closed = disk.close();
     drop(disk);
     memory.set_fault(None);
-    Run { guest, memory, errors, closed }
+    Outcome { guest, memory, errors, closed }
 }
 
 /// The host lost nothing here but what it refused: all that holds after a reopening.
-fn assert_consistent(run: &Run, what: &str) {
+fn assert_consistent(run: &Outcome, what: &str) {
     let report = check(run.memory.clone()).unwrap_or_else(|error| panic!("{what}: check: {error}"));
     assert_eq!(report.error_count, 0, "{what}: {:?}", report.errors);
     let disk = open(run.memory.clone()).unwrap_or_else(|error| panic!("{what}: reopening: {error}"));
@@ -256,6 +259,59 @@ fn a_failed_sync_latches_the_disk_until_it_is_opened_again() {
         let disk = open(memory).unwrap();
         disk.write(&[4; 512], GuestOffset(0)).unwrap();
         disk.close().unwrap();
+    }
+}
+
+/// A file in memory whose next sync panics when it is told to.
+#[derive(Debug, Default)]
+struct Panicking {
+    inner: Memory,
+    armed: AtomicBool,
+}
+
+impl Storage for Panicking {
+    fn read_at(&self, buf: &mut [u8], at: HostOffset) -> io::Result<()> {
+        self.inner.read_at(buf, at)
+    }
+    fn write_at(&self, data: &[u8], at: HostOffset) -> io::Result<()> {
+        self.inner.write_at(data, at)
+    }
+    fn punch(&self, at: HostOffset, len: u64) -> io::Result<()> {
+        self.inner.punch(at, len)
+    }
+    fn sync(&self) -> io::Result<()> {
+        assert!(!self.armed.swap(false, Ordering::SeqCst), "this sync was told to panic");
+        self.inner.sync()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.inner.set_len(len)
+    }
+    fn run_at(&self, at: HostOffset) -> io::Result<Run> {
+        self.inner.run_at(at)
+    }
+    fn allocated(&self) -> io::Result<u64> {
+        self.inner.allocated()
+    }
+}
+
+#[test]
+fn a_flush_that_panics_latches_the_disk_as_a_failed_one_does() {
+    for options in layouts() {
+        let file = Arc::new(Panicking::default());
+        create(&*file, &options).unwrap();
+        let disk = open(file.clone()).unwrap();
+        disk.write(&[1; 4096], GuestOffset(0)).unwrap();
+        file.armed.store(true, Ordering::SeqCst);
+        std::panic::catch_unwind(AssertUnwindSafe(|| disk.flush())).expect_err("the sync panics");
+        // The entries of the write were taken by the flush that ended half-way: no later one may claim them.
+        assert_eq!(disk.flush().expect_err("flush").kind(), Kind::Latched);
+        assert_eq!(disk.write(&[2; 512], GuestOffset(0)).expect_err("write").kind(), Kind::Latched);
+        assert!(disk.close().is_err(), "close claims success");
+        drop(disk);
+        assert_eq!(check(file).unwrap().error_count, 0);
     }
 }
 

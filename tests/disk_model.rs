@@ -12,10 +12,12 @@ mod common {
 
 use common::rng::{Rng, fresh_seed, seed_from_environment};
 use common::{images, ops, qemu};
-use cowshed::disk::Disk;
-use cowshed::qcow2::{BackingName, CreateOptions, create};
+use cowshed::disk::{Disk, Layer};
+use cowshed::qcow2::{BackingName, CreateOptions, Image, OpenOptions, check, create};
+use cowshed::storage::Memory;
 use cowshed::units::GuestOffset;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Seeds that found a fault once, or that are there to hold the geometry they draw.
@@ -252,6 +254,23 @@ fn what_was_flushed_is_there_without_a_close() {
         drop(disk);
         chain.verify(&format!("seed {seed}"));
     });
+}
+
+#[test]
+fn one_write_over_more_tables_than_there_is_room_for_ends() {
+    let memory = Arc::new(Memory::new());
+    create(&*memory, &CreateOptions { cluster_bits: 9, extended_l2: false, ..CreateOptions::new(4 << 20) })
+        .unwrap();
+    let options = OpenOptions { writable: true, metadata_cache: 0 };
+    let disk = Disk::new(vec![Layer::qcow2(Image::open(memory.clone(), options).unwrap())]).unwrap();
+    let data = Rng::new(7).bytes(3 << 20);
+    disk.write(&data, GuestOffset(512)).unwrap();
+    let mut seen = vec![0; data.len()];
+    disk.read(&mut seen, GuestOffset(512)).unwrap();
+    assert!(seen == data, "what was written is read");
+    disk.close().unwrap();
+    let report = check(memory).unwrap();
+    assert_eq!((report.error_count, report.leaks), (0, 0), "{:?}", report.errors);
 }
 
 #[test]

@@ -25,6 +25,12 @@ pub(super) trait Sink: Sync {
     fn grain(&self) -> usize {
         4096
     }
+
+    /// Whether what is put first decides how the result looks: then it is put in the order of the disk, so that the
+    /// number of threads never shows.
+    fn ordered(&self) -> bool {
+        false
+    }
 }
 
 /// Nowhere.
@@ -51,9 +57,21 @@ impl Sink for Disk {
         index(BLOCK)
     }
 
+    fn ordered(&self) -> bool {
+        true
+    }
+
     fn put(&self, data: &[u8], at: u64) -> Result<()> {
         self.write(data, GuestOffset(at))
     }
+}
+
+/// What was read of a chunk.
+#[derive(Default)]
+struct Chunk {
+    sums: Vec<BlockSum>,
+    /// The bytes, when they have still to be put.
+    bytes: Vec<u8>,
 }
 
 /// The work that a scan does on each chunk.
@@ -95,7 +113,8 @@ impl Scan<'_> {
     fn run(&self, mut each: impl FnMut(&BlockSum)) -> Result<()> {
         self.progress.total(self.size);
         // Enough chunks to keep all threads busy, few enough to keep the sums in order with little memory.
-        let window = CHUNK * length(rayon::current_num_threads().max(1)) * 4;
+        let each_thread = if self.sink.ordered() { 1 } else { 4 };
+        let window = CHUNK * length(rayon::current_num_threads().max(1)) * each_thread;
         let mut at = 0;
         while at < self.size {
             self.check_cancelled()?;
@@ -110,10 +129,12 @@ impl Scan<'_> {
             }
             let end = self.size.min(at + window);
             let chunks: Vec<u64> = (at..end).step_by(index(CHUNK)).collect();
-            let results: Vec<Result<Vec<BlockSum>>> =
+            let results: Vec<Result<Chunk>> =
                 chunks.par_iter().map_init(Vec::new, |buf, start| self.chunk(*start, buf)).collect();
-            for result in results {
-                result?.iter().for_each(&mut each);
+            for (start, result) in chunks.into_iter().zip(results) {
+                let chunk = result?;
+                self.put_blocks(&chunk.bytes, start)?;
+                chunk.sums.iter().for_each(&mut each);
             }
             at = end;
         }
@@ -141,12 +162,13 @@ impl Scan<'_> {
         Ok(here - at)
     }
 
-    fn chunk(&self, start: u64, buf: &mut Vec<u8>) -> Result<Vec<BlockSum>> {
+    fn chunk(&self, start: u64, buf: &mut Vec<u8>) -> Result<Chunk> {
         self.check_cancelled()?;
         let len = CHUNK.min(self.size - start);
         if self.hole(start, start + len)? == len && len == CHUNK {
             self.progress.advance(len);
-            return Ok(if self.sums { vec![BlockSum::zeros(); index(CHUNK / BLOCK)] } else { Vec::new() });
+            let sums = if self.sums { vec![BlockSum::zeros(); index(CHUNK / BLOCK)] } else { Vec::new() };
+            return Ok(Chunk { sums, ..Chunk::default() });
         }
         buf.resize(index(len), 0);
         let there = index(self.disk.size().saturating_sub(start).min(len));
@@ -154,19 +176,23 @@ impl Scan<'_> {
             self.read_blocks(&mut buf[..there], start, error)?;
         }
         buf[there..].fill(0);
-        let mut sums = Vec::new();
-        for (number, block) in buf.chunks(index(BLOCK)).enumerate() {
-            let zero = is_zero(block);
-            if !zero {
+        let sums = if self.sums { buf.chunks(index(BLOCK)).map(sum_of).collect() } else { Vec::new() };
+        self.progress.advance(len);
+        if self.sink.ordered() {
+            return Ok(Chunk { sums, bytes: std::mem::take(buf) });
+        }
+        self.put_blocks(buf, start)?;
+        Ok(Chunk { sums, ..Chunk::default() })
+    }
+
+    /// Gives all blocks of a chunk that are not zero to the sink.
+    fn put_blocks(&self, bytes: &[u8], start: u64) -> Result<()> {
+        for (number, block) in bytes.chunks(index(BLOCK)).enumerate() {
+            if !is_zero(block) {
                 self.put_data(block, start + length(number) * BLOCK)?;
             }
-            if self.sums {
-                let whole = length(block.len()) == BLOCK;
-                sums.push(if zero && whole { BlockSum::zeros() } else { BlockSum::of(block) });
-            }
         }
-        self.progress.advance(len);
-        Ok(sums)
+        Ok(())
     }
 
     /// Reads a chunk that cannot be read in one piece block by block.
@@ -203,6 +229,10 @@ impl Scan<'_> {
             None => Ok(()),
         }
     }
+}
+
+fn sum_of(block: &[u8]) -> BlockSum {
+    if length(block.len()) == BLOCK && is_zero(block) { BlockSum::zeros() } else { BlockSum::of(block) }
 }
 
 #[cfg(test)]

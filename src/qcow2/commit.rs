@@ -16,11 +16,11 @@ use super::log::{Closed, Log};
 use super::tables::Snapshot;
 use crate::error::{Error, Kind, Result};
 use crate::storage::Storage;
+use crate::sync::atomic::Ordering;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::units::{GuestCluster, HostCluster, HostOffset, length};
-use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 /// What may be given back once the entries that pointed to it are durably gone.
 #[derive(Debug, Default)]
@@ -95,7 +95,7 @@ impl Drop for Round<'_> {
 
 impl Commit {
     /// Runs `commit`, or waits for one that began after this call.
-    fn join(&self, commit: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(super) fn join(&self, commit: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut rounds = self.rounds.lock();
         let wanted = rounds.started + 1;
         while rounds.running && rounds.finished < wanted {
@@ -144,7 +144,7 @@ impl Image {
         match &self.writer {
             Some(writer) => {
                 self.writer()?;
-                writer.commit.join(|| self.commit(writer))
+                writer.commit.join(|| self.storage.close_on_panic(|| self.commit(writer)))
             }
             None => Ok(()),
         }
@@ -157,21 +157,25 @@ impl Image {
     pub fn close(&self) -> Result<()> {
         let Some(writer) = &self.writer else { return Ok(()) };
         self.writer()?;
-        writer.commit.alone(|| {
-            self.commit(writer)?;
-            let mut allocator = writer.allocator.lock();
-            allocator.release_reserved(&self.storage)?;
-            let mut unsynced = allocator.write(&self.storage)?;
-            drop(allocator);
-            unsynced |= self.retire_log(writer)?;
-            if unsynced || writer.written.swap(false, Ordering::AcqRel) {
-                self.sync(writer)?;
-            }
-            Ok(())
-        })
+        writer.commit.alone(|| self.storage.close_on_panic(|| self.commit_and_release(writer)))
+    }
+
+    fn commit_and_release(&self, writer: &Writer) -> Result<()> {
+        self.commit(writer)?;
+        let mut allocator = writer.allocator.lock();
+        allocator.release_reserved(&self.storage)?;
+        let mut unsynced = allocator.write(&self.storage)?;
+        drop(allocator);
+        unsynced |= self.retire_log(writer)?;
+        if unsynced || writer.written.take() {
+            self.sync(writer)?;
+        }
+        Ok(())
     }
 
     fn commit(&self, writer: &Writer) -> Result<()> {
+        // Who joined before a failure, and commits after it, hears of it too.
+        self.writer()?;
         let gate = writer.log.as_ref().map(Log::close_gate);
         let mark = gate.as_ref().map(Closed::mark);
         let frees = std::mem::take(&mut *writer.frees.lock());
@@ -203,7 +207,7 @@ impl Image {
         let mut first = writer.allocator.lock().write(&self.storage)?;
         first |= !new.is_empty();
         self.write_slices(&new)?;
-        if writer.written.swap(false, Ordering::AcqRel) || first {
+        if writer.written.take() || first {
             self.sync(writer)?;
         }
         if old.is_empty() && l1.is_empty() {
@@ -261,7 +265,7 @@ impl Image {
 
     fn sync(&self, writer: &Writer) -> Result<()> {
         self.storage.sync().map_err(|e| {
-            writer.written.store(true, Ordering::Release);
+            writer.written.set();
             writer.log.as_ref().inspect(|log| log.void());
             Error::io("syncing the image; it takes no more writes until it is opened again", e)
         })
@@ -304,7 +308,7 @@ impl Image {
         // Durable with the next commit; a crash before leaks these clusters and nothing else.
         allocator.write(&self.storage)?;
         drop(allocator);
-        writer.written.store(true, Ordering::Release);
+        writer.written.set();
         for (cluster, host, bits) in frees.parts {
             // An entry that cannot be read any more keeps its blocks.
             let _ = self.punch_part(writer, cluster, host, bits);

@@ -5,9 +5,9 @@ use super::header::Compression;
 use super::image::Image;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
+use crate::sync::Mutex;
 use crate::units::{HostOffset, index};
 use flate2::{Decompress, FlushDecompress, Status};
-use parking_lot::Mutex;
 use std::io::Read;
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! A guard for host clusters that nothing points to yet.
 
 use super::allocator::Allocator;
+use crate::sync::Mutex;
 use crate::units::HostCluster;
-use parking_lot::Mutex;
 
 /// A host cluster that was just handed out. It goes back when it is dropped before it is kept.
 #[must_use = "an unused cluster is given back when this is dropped"]

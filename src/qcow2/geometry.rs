@@ -5,7 +5,7 @@ use crate::units::{GuestCluster, GuestOffset, HostCluster, HostOffset, KIB, inde
 /// Subclusters of a cluster with extended L2.
 const SUBCLUSTERS: u32 = 32;
 /// L2 tables are kept in memory in pieces of this many bytes (or whole, when smaller).
-const SLICE_BYTES: u64 = 4 * KIB;
+const SLICE_BYTES: u64 = if cfg!(cowshed_model) { 64 } else { 4 * KIB };
 
 /// The sizes of one image, all powers of two, as their logarithms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

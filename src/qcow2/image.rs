@@ -10,14 +10,15 @@ use super::locks::Locks;
 use super::log::Log;
 use super::metadata::Metadata;
 use super::tables::{Slice, Tables};
+use super::written::Written;
 use super::{BackingName, Identity, OpenOptions};
 use crate::error::{Error, Kind, Result};
 use crate::storage::{Latch, Storage};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::units::{GuestCluster, GuestOffset, HostOffset, index};
-use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// One open image, shared by many threads.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ pub(super) struct Writer {
     pub(super) metadata: Metadata,
     pub(super) frees: Mutex<Frees>,
     /// Whether something was written since the last sync began.
-    pub(super) written: AtomicBool,
+    pub(super) written: Written,
     pub(super) commit: Commit,
     pub(super) log: Option<Log>,
 }
@@ -232,7 +233,7 @@ impl Writer {
             l1_dirty: Mutex::default(),
             l1_sent: Mutex::default(),
             frees: Mutex::default(),
-            written: AtomicBool::new(false),
+            written: Written::default(),
             commit: Commit::default(),
             log: None,
         })

@@ -4,14 +4,14 @@
 //! exclusive. A freed host cluster thus cannot be given to somebody else under a read that still goes on.
 
 use super::geometry::Geometry;
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, size};
 use crate::units::{GuestCluster, GuestOffset};
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-const STRIPES: usize = 512;
+const STRIPES: usize = size(512, 4);
 /// Stripes that one request holds at once.
-const BATCH: usize = 16;
+const BATCH: usize = size(16, 3);
 /// A stripe covers at least 128 KiB, so that a request on an image of small clusters needs few of them.
-const LEAST_UNIT_BITS: u32 = 17;
+const LEAST_UNIT_BITS: u32 = if cfg!(cowshed_model) { 14 } else { 17 };
 
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -76,7 +76,7 @@ impl Locks {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(cowshed_model)))]
 mod tests {
     use super::*;
 

@@ -12,15 +12,15 @@
 use super::entry::RawEntry;
 use super::layout::{LOG_FIRST_FIELD, LOG_MAGIC, LOG_RECORDS, RawLogHead, RawLogRecord};
 use crate::storage::{Session, Storage};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, size};
 use crate::units::{GuestCluster, HostOffset, index, length};
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Records that a log holds at most: 5 MiB. A commit is due when half of them are in use.
-const CAPACITY: u64 = 1 << 17;
+const CAPACITY: u64 = length(size(1 << 17, 8));
 const RECORD: u64 = length(RawLogRecord::SIZE);
 /// Bytes that the sum of a head and of a record covers.
 const HEAD_SUMMED: usize = 44;
@@ -203,7 +203,9 @@ impl Log {
 
     /// Whether a commit is due: for changes that are not logged, or to make room.
     pub(super) fn wants_flush(&self) -> bool {
-        let used = self.next.load(Ordering::Acquire) - self.first.load(Ordering::Acquire);
+        // In this order: a commit that ends in between must not make the first one overtake the next.
+        let first = self.first.load(Ordering::Acquire);
+        let used = self.next.load(Ordering::Acquire) - first;
         used > CAPACITY / 2 || self.unlogged.load(Ordering::Acquire) > self.settled.load(Ordering::Acquire)
     }
 

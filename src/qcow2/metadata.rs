@@ -1,7 +1,7 @@
 //! The clusters that guest data must never be written to.
 
+use crate::sync::RwLock;
 use crate::units::HostCluster;
-use parking_lot::RwLock;
 use std::collections::HashSet;
 use std::sync::Arc;
 

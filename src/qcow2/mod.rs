@@ -17,6 +17,8 @@ pub mod layout;
 mod locks;
 mod log;
 mod metadata;
+#[cfg(all(test, cowshed_model = "loom"))]
+mod models;
 mod publish;
 mod read;
 mod refcounts;
@@ -28,6 +30,7 @@ mod snapshots;
 mod tables;
 mod walk;
 mod write;
+mod written;
 mod zero;
 
 use crate::error::Result;

@@ -8,8 +8,8 @@ use super::locks::Exclusive;
 use super::log::{Change, Entered, Log};
 use crate::error::{Error, Kind, Result};
 use crate::storage::Storage;
+use crate::sync::atomic::Ordering;
 use crate::units::{GuestCluster, index};
-use std::sync::atomic::Ordering;
 
 impl Image {
     /// Changes a cluster's entry in memory. Its bytes are written already; its clusters are counted already.

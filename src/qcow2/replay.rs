@@ -7,12 +7,12 @@ use super::layout::{AUTOCLEAR_FIELD, AUTOCLEAR_LOG_SHIFT, COPIED, OFFSET};
 use super::log::{Change, Entered, Left, Log, LogPlace};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
+use crate::sync::atomic::Ordering;
 use crate::units::{GuestCluster, HostCluster};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// What entries pointed to before a replay: guest cluster and host clusters, with the mapping that had the most data.
 type Before = BTreeMap<(u64, u64, u64), Mapping>;

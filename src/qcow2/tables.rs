@@ -3,16 +3,15 @@
 use super::entry::RawEntry;
 use super::geometry::Geometry;
 use crate::error::Result;
-use crate::units::index;
-use arc_swap::ArcSwapOption;
-use parking_lot::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{ArcSwapOption, Mutex, OnceLock, size};
+use crate::units::{index, length};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-const GROUP: u64 = 512;
-const LOAD_LOCKS: usize = 64;
-const FEWEST_SLICES: usize = 16;
+const GROUP: u64 = length(size(512, 8));
+const LOAD_LOCKS: usize = size(64, 4);
+const FEWEST_SLICES: usize = size(16, 2);
 
 /// A piece of an L2 table.
 ///
@@ -246,7 +245,9 @@ impl Tables {
     fn evict(&self, number: u64) -> bool {
         let slot = self.slot(number);
         let Some(slice) = slot.load_full() else { return true };
-        if slice.used.swap(false, Ordering::Relaxed) {
+        // Whoever holds it is about to change it: evicting it could make that go on for ever.
+        let held = Arc::strong_count(&slice) > 2;
+        if slice.used.swap(false, Ordering::Relaxed) || held {
             return false;
         }
         let mut state = slice.state.lock();

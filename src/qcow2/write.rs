@@ -7,7 +7,6 @@ use super::image::{Image, Writer};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset, index, length};
-use std::sync::atomic::Ordering;
 
 impl Image {
     /// Writes `data` at `at`; the range must lie inside the disk. What is not covered of a subcluster that had no
@@ -75,7 +74,7 @@ impl Image {
 
     pub(super) fn put_data(&self, writer: &Writer, data: &[u8], host: HostOffset) -> Result<()> {
         let result = self.storage.write_at(data, host).map_err(|e| Error::io("writing the image", e));
-        writer.written.store(true, Ordering::Release);
+        writer.written.set();
         result
     }
 }

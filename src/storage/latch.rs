@@ -1,11 +1,11 @@
 //! Refuses everything that changes a file once its host has failed in a way that cannot be repeated.
 
 use super::{Run, Storage};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::units::HostOffset;
-use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A storage that is latched by the first failed sync, and by the first write that fails for another reason than
 /// missing space.
@@ -32,6 +32,20 @@ impl Latch {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Runs `work`, and closes the latch when it panics: nobody knows then what it left undone.
+    pub fn close_on_panic<T>(&self, work: impl FnOnce() -> T) -> T {
+        struct Unfinished<'a>(&'a AtomicBool);
+        impl Drop for Unfinished<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Release);
+            }
+        }
+        let unfinished = Unfinished(&self.closed);
+        let result = work();
+        std::mem::forget(unfinished);
+        result
     }
 
     fn change(&self, run: impl FnOnce(&dyn Storage) -> io::Result<()>, space: bool) -> io::Result<()> {

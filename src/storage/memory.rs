@@ -1,8 +1,8 @@
 //! A file in memory that fails where a test wants it to.
 
 use super::{Run, Storage};
+use crate::sync::Mutex;
 use crate::units::{HostOffset, index, length};
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
 

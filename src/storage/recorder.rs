@@ -1,11 +1,11 @@
 //! Writes down every change of a file, for tests that build the states a power cut could leave.
 
 use super::{Run, Storage};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::units::HostOffset;
-use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What one operation did.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use super::shared::Shared;
 use crate::error::Result;
 use crate::guestfs::{Partition, partitions};
 use crate::store::{Access, Name, Store};
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;

@@ -1,16 +1,17 @@
 //! Flushes written disks that their users leave alone: idle data become durable, and discarded space comes back.
 
 use super::shared::Shared;
-use parking_lot::{Condvar, Mutex};
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Condvar, Mutex, size};
+use crate::units::length;
 use std::io;
 use std::sync::{Arc, Weak};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How often unflushed disks are looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// A disk that did not change for so long is flushed, in milliseconds.
-const IDLE: u64 = 750;
+const IDLE: u64 = length(size(750, 0));
 /// A disk that changes all the time is flushed this often, in milliseconds.
 const BUSY: u64 = 5000;
 

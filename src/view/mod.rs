@@ -12,11 +12,11 @@ mod window;
 
 use crate::error::Error;
 use crate::store::{BaseRef, Name, Store, Target};
+use crate::sync::Mutex;
 use facts::FactsCache;
 use flusher::Flusher;
 use fuse_mount::{Device, Opener, Source, Stat};
 use names::CloneFile;
-use parking_lot::Mutex;
 use rayon::prelude::*;
 use shared::{Origin, Shared};
 use std::collections::{BTreeSet, HashMap};

@@ -11,12 +11,12 @@ use super::report;
 use crate::disk::Disk;
 use crate::error::{Error, Kind, Result};
 use crate::store::{Access, OpenDisk, Scratch, Store, Target};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
 use fuse_mount::Opener;
-use parking_lot::{Mutex, RwLock};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Most failed requests of one disk that are said on standard error.
 const REPORTED: u32 = 20;
