@@ -63,7 +63,7 @@ pub(super) fn survey(storage: &dyn Storage) -> Result<Survey> {
 #[derive(Debug, Default)]
 struct Findings {
     wrong_copied: u64,
-    /// A refcount block is used for something else as well.
+    /// A refcount block, or the table of them, is used for something else as well.
     blocks_shared: bool,
     /// A cluster in use has no refcount block.
     uncounted: bool,
@@ -90,11 +90,15 @@ impl Findings {
             *leaks += u64::from(stored > references.get(cluster.0));
             Ok(())
         })?;
-        let bits = walk.header.geometry.cluster_bits;
-        let mut blocks =
-            walk.refcounts.table().iter().filter(|entry| **entry != 0).map(|entry| entry >> bits);
+        let geometry = walk.header.geometry;
+        let blocks = walk.refcounts.table().iter().filter(|entry| **entry != 0);
+        let table = walk.header.refcount_table_clusters * geometry.cluster_size();
+        let mut blocks = blocks
+            .map(|entry| entry >> geometry.cluster_bits)
+            .chain(walk.clusters(walk.header.refcount_table, table));
         self.blocks_shared |=
             blocks.any(|cluster| references.window().contains(&cluster) && references.get(cluster) != 1);
+        walk.shared_tables(references)?;
         walk.claims(references, |walk, claim| self.check_claim(walk, references, claim))
     }
 

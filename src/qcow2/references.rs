@@ -143,9 +143,11 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
+    type Counts = BTreeMap<u64, u64>;
+
     /// A model of the counts, and ranges like those of an image: runs, single clusters, overlaps.
-    fn ranges() -> (Vec<(Range<u64>, u32)>, BTreeMap<u64, u64>) {
-        let (mut ranges, mut model, mut state) = (Vec::new(), BTreeMap::new(), 1_u64);
+    fn ranges() -> (Vec<(Range<u64>, u32)>, Counts) {
+        let (mut ranges, mut model, mut state) = (Vec::new(), Counts::new(), 1_u64);
         for number in 0..40_000 {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let start = match number % 3 {

@@ -19,7 +19,7 @@ use crate::units::{GuestCluster, HostCluster, HostOffset, index, length};
 use std::ops::Range;
 
 /// L1 entries of all snapshots together, so that a hostile file cannot keep a check busy for ever.
-const MOST_SNAPSHOT_ENTRIES: usize = 1 << 26;
+const MOST_SNAPSHOT_ENTRIES: usize = 1 << 24;
 /// L2 tables of the disk and its snapshots together, for the same reason.
 const MOST_TABLES: usize = 1 << 23;
 /// Entries of an L1 table that are read at once.
@@ -146,10 +146,34 @@ impl<'a> Walk<'a> {
         })
     }
 
+    /// Tells of tables that are used for something else as well: a write to the one would change the other. A refcount
+    /// structure is left out, for a repair builds a new one elsewhere.
+    pub(super) fn shared_tables(&mut self, references: &Counted) -> Result<()> {
+        let (window, geometry) = (references.window(), self.header.geometry);
+        if let Some(l1) = self.l1_tables.first().copied() {
+            let mut clusters = self.clusters(l1.offset, length(l1.entries) * 8);
+            if clusters.any(|cluster| window.contains(&cluster) && references.get(cluster) != 1) {
+                self.beyond("the L1 table is used for something else as well");
+            }
+        }
+        self.each_table(|walk, table| {
+            let cluster = geometry.host_cluster(HostOffset(table.place)).0;
+            if window.contains(&cluster) && references.get(cluster) != u64::from(table.times) {
+                let place = HostOffset(table.place);
+                walk.beyond(format!("the L2 table at {place} is used for something else as well"));
+            }
+            Ok(())
+        })
+    }
+
+    fn beyond(&mut self, sentence: impl Into<String>) {
+        self.beyond_repair += 1;
+        self.report.error(sentence);
+    }
+
     fn damage(&mut self, sentence: impl Into<String>) {
         if self.first {
-            self.beyond_repair += 1;
-            self.report.error(sentence);
+            self.beyond(sentence);
         }
     }
 
@@ -235,7 +259,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The host clusters that hold a byte of a range.
-    fn clusters(&self, at: HostOffset, bytes: u64) -> Range<u64> {
+    pub(super) fn clusters(&self, at: HostOffset, bytes: u64) -> Range<u64> {
         let geometry = self.header.geometry;
         let first = geometry.host_cluster(at).0;
         if bytes == 0 { first..first } else { first..geometry.host_cluster(at + (bytes - 1)).0 + 1 }
