@@ -147,7 +147,7 @@ fn a_checkpoint_that_was_written_to_is_refused() {
     temp.write("a", &[1; 5000], 0);
     temp.store.checkpoint(&name("a"), None).unwrap();
     let path = temp.clone_folder("a").join("checkpoint-1.qcow2");
-    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o444);
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o400);
     must("qemu-io", &["-f", "qcow2", "-c", "write 0 512", path.to_str().unwrap()]);
     let error = temp.store.open_clone(&name("a"), Access::Read).unwrap_err();
     assert_eq!(error.kind(), Kind::Changed, "{error}");

@@ -18,6 +18,12 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// Something is in the mount point that a mount would hide.
+    #[error("{} is not empty; give an empty directory, or --nonempty to hide what is in it", dir.display())]
+    NotEmpty {
+        /// The mount point.
+        dir: PathBuf,
+    },
     /// A view is being served there.
     #[error("{} is a mounted view already; unmount it first", dir.display())]
     AlreadyMounted {

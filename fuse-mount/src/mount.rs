@@ -33,6 +33,8 @@ pub struct Options {
     pub allow_other: bool,
     /// Refuse writing through this mount.
     pub read_only: bool,
+    /// Mount over a directory that has something in it, which is then hidden.
+    pub nonempty: bool,
     /// What the table of mounts shows as the source. No commas, backslashes or control characters.
     pub fs_name: String,
 }
@@ -41,7 +43,13 @@ impl Default for Options {
     /// Between 4 and 16 threads, by the number of CPUs; the mounting user only; writable.
     fn default() -> Self {
         let threads = thread::available_parallelism().map_or(4, |n| n.get().clamp(4, 16));
-        Options { threads, allow_other: false, read_only: false, fs_name: "cowshed".to_owned() }
+        Options {
+            threads,
+            allow_other: false,
+            read_only: false,
+            nonempty: false,
+            fs_name: "cowshed".to_owned(),
+        }
     }
 }
 
@@ -77,7 +85,7 @@ enum State {
 /// A mount of ours at `dir` whose server died is taken away first. Threads do not survive `fork`: a daemon forks first.
 ///
 /// # Errors
-/// [`Error::Directory`], [`Error::AlreadyMounted`], [`Error::StillServing`], [`Error::Option`], and what the kernel or
+/// [`Error::Directory`], [`Error::NotEmpty`], [`Error::AlreadyMounted`], [`Error::StillServing`], [`Error::Option`], and what the kernel or
 /// `fusermount3` refuse.
 pub fn mount(source: impl Source, dir: &Path, options: Options) -> Result<Mount> {
     check_option(&options.fs_name).map_err(|reason| Error::Option { option: "fs_name", reason })?;
@@ -88,7 +96,7 @@ pub fn mount(source: impl Source, dir: &Path, options: Options) -> Result<Mount>
     if let Some(bad) = folders.iter().find(|name| !is_file_name(name)) {
         return Err(Error::Option { option: "folders", reason: format!("{bad:?} is no file name") });
     }
-    let (dir, lock) = claim(dir)?;
+    let (dir, lock) = claim(dir, options.nonempty)?;
     let view = Arc::new(View::new(source, folders, look_of_mounter(options.read_only)));
     let device = attach(&dir, &options)?;
     let started = start(&dir, device, lock, view, &options);
@@ -102,7 +110,7 @@ pub fn mount(source: impl Source, dir: &Path, options: Options) -> Result<Mount>
 /// Claims the directory for this server: whoever unmounts can wait for the claim to end.
 ///
 /// The claim is a lock on the directory under the mount. It ends with this process at the latest, and needs no file.
-fn claim(dir: &Path) -> Result<(PathBuf, Option<Flock<File>>)> {
+fn claim(dir: &Path, nonempty: bool) -> Result<(PathBuf, Option<Flock<File>>)> {
     let failed = |source| Error::Directory { dir: dir.to_owned(), source };
     let path = mount_table::resolve(dir).map_err(failed)?;
     make_free(&path)?;
@@ -113,6 +121,9 @@ fn claim(dir: &Path) -> Result<(PathBuf, Option<Flock<File>>)> {
     let lock = lock_within(folder, TAKEOVER_TIMEOUT, &path)?;
     // Another server may have come between the look at the table and the lock.
     make_free(&path)?;
+    if !nonempty && std::fs::read_dir(&path).map_err(failed)?.next().is_some() {
+        return Err(Error::NotEmpty { dir: dir.to_owned() });
+    }
     Ok((path, lock))
 }
 

@@ -34,6 +34,9 @@ pub(super) struct Mount {
     /// Refuse writing to clones through this view.
     #[arg(long)]
     read_only: bool,
+    /// Mount over a directory that is not empty; what is in it is hidden meanwhile.
+    #[arg(long)]
+    nonempty: bool,
     /// Serving threads.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
@@ -63,8 +66,12 @@ impl Mount {
         let store = context.store()?;
         self.refuse_inside(store.root())?;
         let view = View::new(store)?;
-        let mut options =
-            Options { allow_other: self.allow_other, read_only: self.read_only, ..Options::default() };
+        let mut options = Options {
+            allow_other: self.allow_other,
+            read_only: self.read_only,
+            nonempty: self.nonempty,
+            ..Options::default()
+        };
         options.threads = self.threads.map_or(options.threads, usize::from);
         let mount = fuse_mount::mount(view, &self.dir, options)?;
         // Only this function sets it.
@@ -103,6 +110,7 @@ impl Mount {
             .arg("--background");
         command.args(self.allow_other.then_some("--allow-other"));
         command.args(self.read_only.then_some("--read-only"));
+        command.args(self.nonempty.then_some("--nonempty"));
         command.args(self.threads.map(|threads| format!("--threads={threads}")));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.file()).current_dir("/");
         let mut server = command.spawn().context("the server cannot be started")?;

@@ -7,9 +7,12 @@ mod raw;
 
 use crate::error::{Error, Result};
 use crate::qcow2::{Below, Image, Source};
-use crate::units::{GuestOffset, HostOffset, index, length};
+use crate::units::{GuestOffset, HostOffset, MIB, index, length};
 
 pub use raw::RawLayer;
+
+/// Bytes of the L1 tables of all layers together; one of the largest size alone is allowed.
+const MOST_L1: u64 = 32 * MIB;
 
 /// One layer of a chain.
 #[derive(Debug)]
@@ -84,14 +87,38 @@ impl Layer {
     }
 }
 
+fn images(layers: &[Layer]) -> impl Iterator<Item = &Image> {
+    layers.iter().filter_map(|layer| match layer {
+        Layer::Qcow2(image) => Some(&**image),
+        Layer::Raw(_) => None,
+    })
+}
+
+/// Refuses a chain in the making whose tables take more memory than any sensible one's: a hostile header claims 32 MiB.
+pub(crate) fn check_memory(layers: &[Layer]) -> Result<()> {
+    let bytes: u64 = images(layers).map(Image::l1_bytes).sum();
+    if bytes > MOST_L1 {
+        return Err(Error::corrupt(format!(
+            "the L1 tables of the chain have {bytes} bytes, more than {MOST_L1}"
+        )));
+    }
+    Ok(())
+}
+
 impl Disk {
     /// A disk over `layers`, the top first.
     ///
     /// # Errors
     /// `Invalid` when there is no layer.
-    pub fn new(layers: Vec<Layer>) -> Result<Self> {
+    pub fn new(mut layers: Vec<Layer>) -> Result<Self> {
         if layers.is_empty() {
             return Err(Error::invalid("a disk has at least one layer"));
+        }
+        let images = images(&layers).count();
+        for layer in &mut layers {
+            if let Layer::Qcow2(image) = layer {
+                image.share_memory(images);
+            }
         }
         Ok(Self { layers })
     }

@@ -6,6 +6,10 @@ use super::source::SourceFile;
 use crate::error::{Error, Kind, Result};
 use crate::store::DISK_MAX;
 use crate::units::{GIB, MIB};
+use landlock::{
+    ABI, AccessFs, AccessNet, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
+    RulesetError,
+};
 use nix::sys::resource::{Resource, setrlimit};
 use std::fs::File;
 use std::io::{self, Read};
@@ -21,6 +25,7 @@ const ADDRESS_SPACE: u64 = 4 * GIB;
 /// Seconds of processor time: some, and one for each of these bytes of the source.
 const CPU_SECONDS: u64 = 120;
 const CPU_BYTES: u64 = 4 * MIB;
+const CPU_GRACE: u64 = 10;
 /// More of what a child says is thrown away.
 const OUTPUT_MAX: usize = 64 << 10;
 
@@ -61,13 +66,13 @@ pub(super) fn convert(
     let image = format!("json:{image}");
     let mut info = Command::new("qemu-img");
     info.args(["info", "--output=json", &image]);
-    let size = virtual_size(&run(info, fd, Limits { cpu, file: MIB }, progress)?)?;
+    let size = virtual_size(&run(info, fd, None, Limits { cpu, file: MIB }, progress)?)?;
     if !(1..=DISK_MAX).contains(&size) {
         return Err(Error::invalid(format!("its disk has {size} bytes; 1 byte to 16 TiB are taken")));
     }
     let mut convert = Command::new("qemu-img");
     convert.args(["convert", "-O", "raw", &image]).arg(out);
-    run(convert, fd, Limits { cpu, file: size + MIB }, progress).map(|_| ())
+    run(convert, fd, out.parent(), Limits { cpu, file: size + MIB }, progress).map(|_| ())
 }
 
 /// A vmdk can name other files as its parts or its parent; those would be opened.
@@ -111,12 +116,21 @@ struct Limits {
     file: u64,
 }
 
-fn run(mut command: Command, fd: RawFd, limits: Limits, progress: &dyn Progress) -> Result<Vec<u8>> {
+/// Runs `command` confined; only files below `writes` can be changed, where the kernel has Landlock.
+fn run(
+    mut command: Command,
+    fd: RawFd,
+    writes: Option<&Path>,
+    limits: Limits,
+    progress: &dyn Progress,
+) -> Result<Vec<u8>> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     command.env_clear().env("PATH", path).env("LC_ALL", "C").current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut rules =
+        Some(rules(writes).map_err(|error| Error::io("cannot confine qemu-img", io::Error::other(error)))?);
     // SAFETY: `confine` only makes system calls that are safe between fork and exec; it allocates nothing.
-    unsafe { command.pre_exec(move || confine(fd, limits)) };
+    unsafe { command.pre_exec(move || confine(fd, limits, rules.take())) };
     let mut child = command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             Error::new(Kind::NotFound, "qemu-img is needed for this format: install the package qemu-utils")
@@ -135,9 +149,15 @@ fn run(mut command: Command, fd: RawFd, limits: Limits, progress: &dyn Progress)
 
 fn failed(status: ExitStatus, said: &str) -> Error {
     match status.signal() {
-        Some(libc::SIGXCPU | libc::SIGKILL) => {
+        Some(libc::SIGXCPU) => {
             return Error::corrupt(
                 "qemu-img used more processor time than such a file needs; it was stopped",
+            );
+        }
+        Some(libc::SIGKILL) => {
+            return Error::new(
+                Kind::Io,
+                "qemu-img was killed: the host may be short of memory (its kernel log tells), or somebody did it",
             );
         }
         Some(libc::SIGXFSZ) => {
@@ -180,7 +200,7 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u
 }
 
 /// Runs in the child before `qemu-img` does.
-fn confine(fd: RawFd, limits: Limits) -> io::Result<()> {
+fn confine(fd: RawFd, limits: Limits, rules: Option<RulesetCreated>) -> io::Result<()> {
     // SAFETY: plain system calls on numbers; `fd` is open in the parent and so in this child.
     unsafe {
         if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
@@ -195,8 +215,24 @@ fn confine(fd: RawFd, limits: Limits) -> io::Result<()> {
         }
     }
     setrlimit(Resource::RLIMIT_AS, ADDRESS_SPACE, ADDRESS_SPACE)?;
-    setrlimit(Resource::RLIMIT_CPU, limits.cpu, limits.cpu)?;
+    // At the first limit comes SIGXCPU; SIGKILL at the second would look like a host without memory.
+    setrlimit(Resource::RLIMIT_CPU, limits.cpu, limits.cpu + CPU_GRACE)?;
     setrlimit(Resource::RLIMIT_FSIZE, limits.file, limits.file)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    if let Some(rules) = rules {
+        // That the kernel has only a part of it is no error.
+        rules.restrict_self().map_err(|_| io::Error::from_raw_os_error(libc::EPERM))?;
+    }
     Ok(())
+}
+
+/// Nothing is written, made or removed but below `writes`, and no TCP connection is made: as far as the kernel knows how.
+fn rules(writes: Option<&Path>) -> std::result::Result<RulesetCreated, RulesetError> {
+    let changes = AccessFs::from_write(ABI::V5);
+    let rules = Ruleset::default()
+        .handle_access(changes)?
+        .handle_access(AccessNet::BindTcp | AccessNet::ConnectTcp)?
+        .create()?;
+    let Some(folder) = writes.and_then(|folder| PathFd::new(folder).ok()) else { return Ok(rules) };
+    rules.add_rule(PathBeneath::new(folder, changes))
 }

@@ -7,7 +7,7 @@ use super::source::{Source, SourceFile};
 use crate::disk::{Disk, Layer, RawLayer};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
-use crate::store::{Base, DISK_MAX, DiskFormat, Name, NewBase, Store, SumList};
+use crate::store::{Base, DISK_MAX, DiskFormat, Name, NewBase, Store, SumFile, Sums};
 use crate::units::SECTOR;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,11 +57,18 @@ pub fn import(store: &Store, request: &ImportRequest, progress: &dyn Progress) -
     };
     let source = request.source.display().to_string();
     let new = store.new_base(&request.name)?;
-    let (size, sums) = match format {
+    let Copied { size, sums, list } = match format {
         Format::Raw | Format::Qcow2 => native(request, top, format, &new, progress)?,
         _ => converted(&top, format, &new, progress).map_err(|error| error.at(&source))?,
     };
-    new.commit(size, &sums, &source)
+    new.commit(size, &sums, list, &source)
+}
+
+/// A disk that was copied into a new base.
+struct Copied {
+    size: u64,
+    sums: Sums,
+    list: SumFile,
 }
 
 fn native(
@@ -70,24 +77,21 @@ fn native(
     format: Format,
     new: &NewBase,
     progress: &dyn Progress,
-) -> Result<(u64, SumList)> {
+) -> Result<Copied> {
     let source = Source::open(request, top, format)?;
     let place = request.source.display();
     let size = padded(source.disk.size()).map_err(|error| error.at(&place))?;
     let out = new.create_disk(DiskFormat::Raw)?;
     out.set_len(size).map_err(|error| Error::io(format!("cannot make a file of {size} bytes"), error))?;
-    let sums = scan(&source.disk, size, &Flat(&out), progress).map_err(|error| error.at(&place))?;
+    let mut list = new.create_sums()?;
+    let sums = scan(&source.disk, size, &Flat(&out), progress, &mut |sum| list.push(sum))
+        .map_err(|error| error.at(&place))?;
     source.files.iter().try_for_each(SourceFile::unchanged)?;
-    Ok((size, sums))
+    Ok(Copied { size, sums, list })
 }
 
 /// The child writes the base's own file; its content is then read once for the sums.
-fn converted(
-    top: &SourceFile,
-    format: Format,
-    new: &NewBase,
-    progress: &dyn Progress,
-) -> Result<(u64, SumList)> {
+fn converted(top: &SourceFile, format: Format, new: &NewBase, progress: &dyn Progress) -> Result<Copied> {
     let path = new.disk_path(DiskFormat::Raw);
     convert(top, format, &path, progress)?;
     top.unchanged()?;
@@ -97,7 +101,9 @@ fn converted(
     let size = padded(len)?;
     file.set_len(size).map_err(cannot)?;
     let disk = Disk::new(vec![Layer::Raw(RawLayer::new(Arc::new(file), false)?)])?;
-    Ok((size, scan(&disk, size, &Nowhere, progress)?))
+    let mut list = new.create_sums()?;
+    let sums = scan(&disk, size, &Nowhere, progress, &mut |sum| list.push(sum))?;
+    Ok(Copied { size, sums, list })
 }
 
 fn padded(len: u64) -> Result<u64> {

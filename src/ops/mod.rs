@@ -5,6 +5,7 @@ mod convert;
 pub mod export;
 pub mod import;
 pub mod map;
+mod mounted;
 mod newfile;
 mod scan;
 mod source;

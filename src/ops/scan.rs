@@ -4,12 +4,10 @@ use super::Progress;
 use crate::disk::Disk;
 use crate::error::{Error, Kind, Result};
 use crate::storage::Storage;
-use crate::store::{BLOCK, BlockSum, ContentSums, SumList};
+use crate::store::{BLOCK, BlockSum, ContentSums, Sums};
 use crate::units::{GIB, GuestOffset, HostOffset, MIB, index, length};
 use crate::zero::is_zero;
-use parking_lot::Mutex;
 use rayon::prelude::*;
-use std::collections::BTreeSet;
 
 /// What one thread reads at a time: a multiple of [`BLOCK`].
 pub(super) const CHUNK: u64 = 4 * MIB;
@@ -80,37 +78,52 @@ struct Scan<'a> {
     size: u64,
     sink: &'a dyn Sink,
     sums: bool,
-    /// Where first bytes of blocks go that cannot be read; an error ends the scan when `None`.
-    unreadable: Option<&'a Mutex<BTreeSet<u64>>>,
+    /// Whether a block that cannot be read is told by its sum; else it ends the scan.
+    tolerant: bool,
     progress: &'a dyn Progress,
 }
 
-/// Reads the first `size` bytes of `disk` (zeros past its end), gives what is not zero to `sink`, and returns the sums.
-pub(super) fn scan(disk: &Disk, size: u64, sink: &dyn Sink, progress: &dyn Progress) -> Result<SumList> {
-    let mut sums = ContentSums::new(size);
-    Scan { disk, size, sink, sums: true, unreadable: None, progress }.run(|sum| sums.push(sum))?;
-    Ok(sums.finish())
+/// What is told the sum of each block, in order.
+pub(super) type EachSum<'a> = &'a mut dyn FnMut(&BlockSum) -> Result<()>;
+
+/// Reads the first `size` bytes of `disk` (zeros past its end), gives what is not zero to `sink` and each block's sum to
+/// `each`, and returns the sums of the whole.
+pub(super) fn scan(
+    disk: &Disk,
+    size: u64,
+    sink: &dyn Sink,
+    progress: &dyn Progress,
+    each: EachSum<'_>,
+) -> Result<Sums> {
+    Scan { disk, size, sink, sums: true, tolerant: false, progress }.sum(each)
 }
 
-/// The same with the first bytes of blocks that cannot be read, which count as zeros in the sums.
+/// The same without a copy; blocks that cannot be read say so in their sums, and count as zeros in the whole's.
 pub(super) fn scan_damaged(
     disk: &Disk,
     size: u64,
     progress: &dyn Progress,
-) -> Result<(SumList, BTreeSet<u64>)> {
-    let (mut sums, unreadable) = (ContentSums::new(size), Mutex::default());
-    Scan { disk, size, sink: &Nowhere, sums: true, unreadable: Some(&unreadable), progress }
-        .run(|sum| sums.push(sum))?;
-    Ok((sums.finish(), unreadable.into_inner()))
+    each: EachSum<'_>,
+) -> Result<Sums> {
+    Scan { disk, size, sink: &Nowhere, sums: true, tolerant: true, progress }.sum(each)
 }
 
 /// The same without sums: what is not zero goes to `sink`.
 pub(super) fn copy(disk: &Disk, size: u64, sink: &dyn Sink, progress: &dyn Progress) -> Result<()> {
-    Scan { disk, size, sink, sums: false, unreadable: None, progress }.run(|_| ())
+    Scan { disk, size, sink, sums: false, tolerant: false, progress }.run(|_| Ok(()))
 }
 
 impl Scan<'_> {
-    fn run(&self, mut each: impl FnMut(&BlockSum)) -> Result<()> {
+    fn sum(&self, each: EachSum<'_>) -> Result<Sums> {
+        let mut sums = ContentSums::new(self.size);
+        self.run(|sum| {
+            sums.push(sum);
+            each(sum)
+        })?;
+        Ok(sums.finish())
+    }
+
+    fn run(&self, mut each: impl FnMut(&BlockSum) -> Result<()>) -> Result<()> {
         self.progress.total(self.size);
         // Enough chunks to keep all threads busy, few enough to keep the sums in order with little memory.
         let each_thread = if self.sink.ordered() { 1 } else { 4 };
@@ -121,7 +134,7 @@ impl Scan<'_> {
             let hole = self.hole(at, self.size.min(at + STRIDE))? / CHUNK * CHUNK;
             if hole > 0 {
                 if self.sums {
-                    (0..hole / BLOCK).for_each(|_| each(&BlockSum::zeros()));
+                    (0..hole / BLOCK).try_for_each(|_| each(&BlockSum::zeros()))?;
                 }
                 self.progress.advance(hole);
                 at += hole;
@@ -134,7 +147,7 @@ impl Scan<'_> {
             for (start, result) in chunks.into_iter().zip(results) {
                 let chunk = result?;
                 self.put_blocks(&chunk.bytes, start)?;
-                chunk.sums.iter().for_each(&mut each);
+                chunk.sums.iter().try_for_each(&mut each)?;
             }
             at = end;
         }
@@ -172,11 +185,16 @@ impl Scan<'_> {
         }
         buf.resize(index(len), 0);
         let there = index(self.disk.size().saturating_sub(start).min(len));
-        if let Err(error) = self.disk.read(&mut buf[..there], GuestOffset(start)) {
-            self.read_blocks(&mut buf[..there], start, error)?;
-        }
+        let unreadable = match self.disk.read(&mut buf[..there], GuestOffset(start)) {
+            Ok(()) => Vec::new(),
+            Err(error) => self.read_blocks(&mut buf[..there], start, error)?,
+        };
         buf[there..].fill(0);
-        let sums = if self.sums { buf.chunks(index(BLOCK)).map(sum_of).collect() } else { Vec::new() };
+        let mut sums: Vec<_> =
+            if self.sums { buf.chunks(index(BLOCK)).map(sum_of).collect() } else { Vec::new() };
+        for number in unreadable {
+            sums.get_mut(number).into_iter().for_each(|sum| sum.readable = false);
+        }
         self.progress.advance(len);
         if self.sink.ordered() {
             return Ok(Chunk { sums, bytes: std::mem::take(buf) });
@@ -195,18 +213,21 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// Reads a chunk that cannot be read in one piece block by block.
-    fn read_blocks(&self, buf: &mut [u8], start: u64, error: Error) -> Result<()> {
-        let Some(unreadable) = self.unreadable else { return Err(error) };
+    /// Reads a chunk that cannot be read in one piece block by block; the numbers of those that cannot be read.
+    fn read_blocks(&self, buf: &mut [u8], start: u64, error: Error) -> Result<Vec<usize>> {
+        if !self.tolerant {
+            return Err(error);
+        }
+        let mut unreadable = Vec::new();
         for (number, block) in buf.chunks_mut(index(BLOCK)).enumerate() {
             self.check_cancelled()?;
             let at = start + length(number) * BLOCK;
             if self.disk.read(block, GuestOffset(at)).is_err() {
                 block.fill(0);
-                unreadable.lock().insert(at);
+                unreadable.push(number);
             }
         }
-        Ok(())
+        Ok(unreadable)
     }
 
     /// Gives the runs of a block that are not zero to the sink, neighbours in one piece.
@@ -250,13 +271,25 @@ mod tests {
         let disk = Disk::new(vec![Layer::Raw(RawLayer::new(memory.clone(), false).unwrap())]).unwrap();
         let fault = Fault { after: 0, only: Some(Operation::Read), errno: libc::EIO, lasting: true };
         memory.set_fault(Some(fault));
-        assert!(scan(&disk, 4 * BLOCK, &Nowhere, &Silent).is_err());
-        let (_, unreadable) = scan_damaged(&disk, 4 * BLOCK, &Silent).unwrap();
-        assert_eq!(unreadable, (0..4).map(|block| block * BLOCK).collect());
+        let unreadable = |disk: &Disk| {
+            let (mut number, mut found) = (0, Vec::new());
+            let sums = scan_damaged(disk, 4 * BLOCK, &Silent, &mut |sum| {
+                if !sum.readable {
+                    found.push(number);
+                }
+                number += 1;
+                Ok(())
+            });
+            assert_eq!(number, 4);
+            (sums.unwrap(), found)
+        };
+        let whole = || scan(&disk, 4 * BLOCK, &Nowhere, &Silent, &mut |_| Ok(()));
+        assert!(whole().is_err());
+        assert_eq!(unreadable(&disk).1, [0, 1, 2, 3]);
         // A failure that passes: the whole chunk once, its blocks not.
         memory.set_fault(Some(Fault { lasting: false, ..fault }));
-        let (sums, unreadable) = scan_damaged(&disk, 4 * BLOCK, &Silent).unwrap();
-        assert!(unreadable.is_empty());
-        assert_eq!(sums.digest, scan(&disk, 4 * BLOCK, &Nowhere, &Silent).unwrap().digest);
+        let (sums, found) = unreadable(&disk);
+        assert!(found.is_empty());
+        assert_eq!(sums.digest, whole().unwrap().digest);
     }
 }

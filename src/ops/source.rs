@@ -1,7 +1,8 @@
 //! What is imported: a user's image file, its backing files, or a block device, held still while it is read.
 
 use super::import::{Format, ImportRequest};
-use crate::disk::{Disk, Layer, RawLayer};
+use super::mounted;
+use crate::disk::{Disk, Layer, RawLayer, check_memory};
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::{self, BackingName, Image, OpenOptions};
 use crate::storage::{Device, FileAccess, Fingerprint, Folder, HostFile, ImageLock, Role, Storage};
@@ -23,6 +24,8 @@ pub(super) struct SourceFile {
     /// `None` for a device, which has no times that tell.
     before: Option<Fingerprint>,
     _lock: Option<ImageLock>,
+    /// A device, kept from being mounted.
+    _held: Option<File>,
 }
 
 impl SourceFile {
@@ -57,7 +60,8 @@ impl SourceFile {
             Err(_) => None,
         };
         let before = if kind.is_file() { Some(Fingerprint::of(&file).map_err(cannot)?) } else { None };
-        Ok(Self { file, path: path.to_owned(), before, _lock: lock })
+        let held = if kind.is_block_device() { mounted::hold(&file, path)? } else { None };
+        Ok(Self { file, path: path.to_owned(), before, _lock: lock, _held: held })
     }
 
     fn storage(&self) -> Result<Arc<dyn Storage>> {
@@ -156,6 +160,7 @@ impl Source {
             }
             layers.push(layer);
             files.push(file);
+            check_memory(&layers).map_err(|error| error.at(&place))?;
         }
         Ok(Self { disk: Disk::new(layers)?, files })
     }

@@ -5,10 +5,9 @@ use super::scan::scan_damaged;
 use crate::error::{Error, Kind, Result};
 use crate::storage::forget_cached;
 use crate::store::{BLOCK, Base, BaseRef, Seal, Store};
-use crate::units::length;
 use serde::Serialize;
-use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::{BufReader, Read};
 
 /// A damaged part of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -54,38 +53,51 @@ pub fn verify(store: &Store, base: &BaseRef, progress: &dyn Progress) -> Result<
         let _ = File::open(file).and_then(|file| forget_cached(&file));
     }
     let place = format!("base {}@{}", seal.base.name, seal.base.version);
-    let (found, unreadable) =
-        scan_damaged(&open.disk, seal.base.size, progress).map_err(|error| error.at(&place))?;
-    let damaged = match &seal.crcs {
-        Some(sealed) => damaged(sealed, &found.crcs, &unreadable, seal.base.size),
-        None => Vec::new(),
-    };
+    let sums_ok = seal.crcs.is_some();
+    let mut sealed = seal.crcs.map(BufReader::new);
+    let (mut damaged, mut readable) = (Damage::new(seal.base.size), true);
+    let found = scan_damaged(&open.disk, seal.base.size, progress, &mut |sum| {
+        readable &= sum.readable;
+        if let Some(sealed) = &mut sealed {
+            let mut was = [0; 4];
+            sealed
+                .read_exact(&mut was)
+                .map_err(|error| Error::io("cannot read the sums of the blocks", error))?;
+            damaged.next_block(!sum.readable || was != sum.crc());
+        }
+        Ok(())
+    })
+    .map_err(|error| error.at(&place))?;
     Ok(VerifyReport {
         base: format!("{}@{}", seal.base.name, seal.base.version),
-        damaged,
-        digest_ok: unreadable.is_empty()
-            && found.digest == seal.base.digest
-            && open.disk.size() == seal.base.size,
+        damaged: damaged.ranges,
+        digest_ok: readable && found.digest == seal.base.digest && open.disk.size() == seal.base.size,
         fingerprint_ok: seal.untouched,
-        sums_ok: seal.crcs.is_some(),
+        sums_ok,
     })
 }
 
-/// Ranges whose sums differ or that cannot be read, neighbours merged.
-fn damaged(sealed: &[u8], found: &[u8], unreadable: &BTreeSet<u64>, size: u64) -> Vec<DamagedRange> {
-    let mut ranges: Vec<DamagedRange> = Vec::new();
-    for (number, (was, is)) in sealed.chunks(4).zip(found.chunks(4)).enumerate() {
-        let start = length(number) * BLOCK;
-        if was == is && !unreadable.contains(&start) {
-            continue;
-        }
-        let len = BLOCK.min(size - start);
-        match ranges.last_mut() {
-            Some(last) if last.start + last.length == start => last.length += len,
-            _ => ranges.push(DamagedRange { start, length: len }),
+/// Damaged ranges in the making: blocks come in order, neighbours are merged.
+struct Damage {
+    ranges: Vec<DamagedRange>,
+    at: u64,
+    size: u64,
+}
+
+impl Damage {
+    fn new(size: u64) -> Self {
+        Self { ranges: Vec::new(), at: 0, size }
+    }
+
+    fn next_block(&mut self, damaged: bool) {
+        let (start, length) = (self.at, BLOCK.min(self.size - self.at));
+        self.at += length;
+        match self.ranges.last_mut() {
+            _ if !damaged => {}
+            Some(last) if last.start + last.length == start => last.length += length,
+            _ => self.ranges.push(DamagedRange { start, length }),
         }
     }
-    ranges
 }
 
 /// Accepts a base whose content is still right though its file was touched (copied, restored, moved).
@@ -116,15 +128,10 @@ mod tests {
 
     #[test]
     fn neighbours_are_named_as_one_range_and_the_last_block_is_short() {
-        let sealed = [0; 20];
-        let mut found = sealed;
-        for block in [0, 1, 4] {
-            found[block * 4 + 1] = 7;
-        }
-        let size = 4 * BLOCK + 512;
+        let mut found = Damage::new(4 * BLOCK + 512);
+        [true, true, false, false, true].into_iter().for_each(|damaged| found.next_block(damaged));
         let expected =
             [DamagedRange { start: 0, length: 2 * BLOCK }, DamagedRange { start: 4 * BLOCK, length: 512 }];
-        assert_eq!(damaged(&sealed, &found, &BTreeSet::new(), size), expected);
-        assert!(damaged(&sealed, &sealed, &BTreeSet::new(), size).is_empty());
+        assert_eq!(found.ranges, expected);
     }
 }

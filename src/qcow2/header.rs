@@ -2,7 +2,7 @@
 
 use super::extensions::{Extensions, parse_extensions};
 use super::geometry::Geometry;
-use super::layout::{AUTOCLEAR_LOG_SHIFT, MAGIC, RawHeader, incompatible};
+use super::layout::{AUTOCLEAR_LOG_SHIFT, AUTOCLEAR_RAW_DATA, MAGIC, RawHeader, incompatible};
 use super::{BackingName, Identity};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
@@ -223,6 +223,11 @@ fn check_features(raw: &RawHeader, cluster_size: u64) -> Result<()> {
     }
     if raw.incompatible_features & incompatible::DATA_FILE != 0 {
         return Err(external_data());
+    }
+    if raw.autoclear_features & AUTOCLEAR_RAW_DATA != 0 {
+        return Err(Error::corrupt(
+            "the header says that an external data file is raw, and that there is none",
+        ));
     }
     let unknown = raw.incompatible_features & !known;
     if unknown != 0 {

@@ -85,6 +85,16 @@ impl Image {
         })
     }
 
+    /// The image is one of `images` in a chain, which share the memory for L2 tables.
+    pub(crate) fn share_memory(&mut self, images: usize) {
+        self.tables.share(images);
+    }
+
+    /// Bytes of the L1 table, which is in memory as long as the image is open.
+    pub(crate) fn l1_bytes(&self) -> u64 {
+        crate::units::length(self.l1.len()) * 8
+    }
+
     /// Size of the virtual disk in bytes.
     #[must_use]
     pub fn virtual_size(&self) -> u64 {

@@ -259,6 +259,8 @@ pub mod incompatible {
 
 /// Autoclear feature bit: the bitmaps extension is consistent.
 pub const AUTOCLEAR_BITMAPS: u64 = 1;
+/// Autoclear feature bit: the external data file is raw.
+pub const AUTOCLEAR_RAW_DATA: u64 = 1 << 1;
 /// Autoclear bits from this one on hold the number of the log that belongs to the image; 0 for none. A program that does
 /// not know them clears them when it opens the image for writing, and the log is void from then on.
 pub const AUTOCLEAR_LOG_SHIFT: u32 = 32;

@@ -2,20 +2,22 @@
 
 use super::geometry::Geometry;
 use super::header::Header;
+use super::holes::Holes;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
-use crate::units::{HostCluster, HostOffset, MIB, index, length};
-use std::collections::HashMap;
+use crate::units::{HostCluster, HostOffset, KIB, MIB, index, length};
+use crate::zero::is_zero;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
 /// Bytes of refcount blocks kept in memory.
 const CACHE: u64 = 32 * MIB;
-/// Dirty parts of a block are written in pieces of this size.
-const GRAIN: usize = 4096;
+/// Blocks are read, kept and written in pieces of this many bytes (or whole, when smaller).
+const PIECE: u64 = 4 * KIB;
 /// Bits 9 to 63 of an entry of the refcount table: a host offset.
 const BLOCK_OFFSET: u64 = !0x1ff;
 
-/// Reads and writes counts in the bytes of a block.
+/// Reads and writes counts in the bytes of a block, or of a part of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Width {
     /// Log2 of the bits of a count.
@@ -62,10 +64,11 @@ impl Width {
     }
 }
 
+/// A part of a refcount block.
 #[derive(Debug)]
-struct Block {
+struct Piece {
     bytes: Vec<u8>,
-    dirty: Option<Range<usize>>,
+    dirty: bool,
 }
 
 /// How often each host cluster is used.
@@ -75,7 +78,8 @@ pub(super) struct Refcounts {
     width: Width,
     pub(super) table_offset: HostOffset,
     table: Vec<u64>,
-    blocks: HashMap<usize, Block>,
+    /// By number of the block, and of the piece in it.
+    pieces: BTreeMap<(usize, u64), Piece>,
 }
 
 impl Refcounts {
@@ -91,7 +95,7 @@ impl Refcounts {
             width: Width { order: header.refcount_order },
             table_offset: header.refcount_table,
             table,
-            blocks: HashMap::new(),
+            pieces: BTreeMap::new(),
         })
     }
 
@@ -127,8 +131,18 @@ impl Refcounts {
         self.geometry.cluster_size()
     }
 
-    fn split(&self, cluster: HostCluster) -> (usize, usize) {
-        (index(cluster.0 / self.per_block()), index(cluster.0 % self.per_block()))
+    /// The block that counts a cluster, and the place of the count in it.
+    fn split(&self, cluster: HostCluster) -> (usize, u64) {
+        (index(cluster.0 / self.per_block()), cluster.0 % self.per_block())
+    }
+
+    fn piece_bytes(&self) -> u64 {
+        PIECE.min(self.block_size())
+    }
+
+    /// Counts of one piece of a block.
+    fn per_piece(&self) -> u64 {
+        (self.piece_bytes() * 8) >> self.width.order
     }
 
     /// Whether there is a block for a cluster.
@@ -136,86 +150,127 @@ impl Refcounts {
         self.table.get(self.split(cluster).0).is_some_and(|entry| *entry != 0)
     }
 
-    fn block(&mut self, number: usize, storage: &dyn Storage) -> Result<Option<&mut Block>> {
+    /// The piece of block `number` that holds its count `at`; `None` where there is no block.
+    fn piece(&mut self, number: usize, at: u64, storage: &dyn Storage) -> Result<Option<&mut Piece>> {
         let Some(place) = self.table.get(number).copied().filter(|place| *place != 0) else {
             return Ok(None);
         };
-        if !self.blocks.contains_key(&number) {
+        let key = (number, at / self.per_piece());
+        if !self.pieces.contains_key(&key) {
             self.make_room();
-            let mut bytes = vec![0; index(self.geometry.cluster_size())];
-            storage.read_at(&mut bytes, HostOffset(place)).map_err(|e| Error::io("reading refcounts", e))?;
-            self.blocks.insert(number, Block { bytes, dirty: None });
+            let mut bytes = vec![0; index(self.piece_bytes())];
+            storage
+                .read_at(&mut bytes, HostOffset(place) + key.1 * self.piece_bytes())
+                .map_err(|e| Error::io("reading refcounts", e))?;
+            self.pieces.insert(key, Piece { bytes, dirty: false });
         }
-        Ok(self.blocks.get_mut(&number))
+        Ok(self.pieces.get_mut(&key))
     }
 
     fn make_room(&mut self) {
-        let most = index(CACHE / self.geometry.cluster_size());
-        if self.blocks.len() >= most {
-            self.blocks.retain(|_, block| block.dirty.is_some());
+        if length(self.pieces.len()) >= CACHE / self.piece_bytes() {
+            self.pieces.retain(|_, piece| piece.dirty);
         }
     }
 
     /// The count of a cluster; 0 where there is no block.
     pub(super) fn get(&mut self, cluster: HostCluster, storage: &dyn Storage) -> Result<u64> {
         let (number, at) = self.split(cluster);
-        let width = self.width;
-        Ok(self.block(number, storage)?.map_or(0, |block| width.get(&block.bytes, at)))
+        let (width, per_piece) = (self.width, self.per_piece());
+        let piece = self.piece(number, at, storage)?;
+        Ok(piece.map_or(0, |piece| width.get(&piece.bytes, index(at % per_piece))))
     }
 
     /// The first cluster from `from` on with a count of zero, or that no block covers.
     pub(super) fn first_zero(&mut self, from: HostCluster, storage: &dyn Storage) -> Result<HostCluster> {
-        let (width, per_block) = (self.width, self.per_block());
+        let (width, per_block, per_piece) = (self.width, self.per_block(), self.per_piece());
         let (mut number, mut at) = self.split(from);
-        loop {
-            let Some(block) = self.block(number, storage)? else { break };
-            if let Some(free) = (at..index(per_block)).find(|at| width.get(&block.bytes, *at) == 0) {
-                at = free;
+        while let Some(piece) = self.piece(number, at, storage)? {
+            let start = at - at % per_piece;
+            let free = (at - start..per_piece).find(|within| width.get(&piece.bytes, index(*within)) == 0);
+            if let Some(within) = free {
+                at = start + within;
                 break;
             }
-            (number, at) = (number + 1, 0);
+            at = start + per_piece;
+            if at == per_block {
+                (number, at) = (number + 1, 0);
+            }
         }
-        Ok(HostCluster(length(number) * per_block + length(at)))
+        Ok(HostCluster(length(number) * per_block + at))
     }
 
     /// Sets the count of a cluster that a block covers; on disk after [`Refcounts::write_dirty`].
     pub(super) fn set(&mut self, cluster: HostCluster, value: u64, storage: &dyn Storage) -> Result<()> {
         let (number, at) = self.split(cluster);
-        let width = self.width;
+        let (width, per_piece) = (self.width, self.per_piece());
         if value > width.max() {
             return Err(Error::unsupported(format!(
                 "a refcount of {value} does not fit the image's refcount width"
             )));
         }
-        let block = self
-            .block(number, storage)?
+        let piece = self
+            .piece(number, at, storage)?
             .ok_or_else(|| Error::corrupt(format!("no refcount block covers host cluster {cluster}")))?;
-        let place = width.set(&mut block.bytes, at, value);
-        let dirty = block.dirty.get_or_insert(place.clone());
-        *dirty = dirty.start.min(place.start)..dirty.end.max(place.end);
+        width.set(&mut piece.bytes, index(at % per_piece), value);
+        piece.dirty = true;
         Ok(())
     }
 
     /// Writes what was set since the last time. Returns whether anything was.
     pub(super) fn write_dirty(&mut self, storage: &dyn Storage) -> Result<bool> {
         let mut any = false;
-        for (number, block) in &mut self.blocks {
-            let Some(dirty) = &block.dirty else { continue };
-            let start = dirty.start / GRAIN * GRAIN;
-            let end = dirty.end.next_multiple_of(GRAIN).min(block.bytes.len());
-            storage
-                .write_at(&block.bytes[start..end], HostOffset(self.table[*number]) + length(start))
-                .map_err(|e| Error::io("writing refcounts", e))?;
-            block.dirty = None;
-            any = true;
+        let size = self.piece_bytes();
+        for ((number, piece), Piece { bytes, dirty }) in &mut self.pieces {
+            if *dirty {
+                storage
+                    .write_at(bytes, HostOffset(self.table[*number]) + piece * size)
+                    .map_err(|e| Error::io("writing refcounts", e))?;
+                *dirty = false;
+                any = true;
+            }
         }
         Ok(any)
+    }
+
+    /// Calls `each` for every stored count of a window that is not zero. Holes of the file hold none and are passed over;
+    /// a block that is named twice is read once.
+    pub(super) fn each_stored(
+        &mut self,
+        window: Range<u64>,
+        storage: &dyn Storage,
+        mut each: impl FnMut(&mut Self, HostCluster, u64) -> Result<()>,
+    ) -> Result<()> {
+        let (mut seen, mut holes) = (HashSet::new(), Holes::default());
+        let (width, per_block, per_piece) = (self.width, self.per_block(), self.per_piece());
+        for number in 0..self.table.len() {
+            let place = self.table[number];
+            let first = length(number) * per_block;
+            if place == 0 || !seen.insert(place) || first >= window.end || first + per_block <= window.start {
+                continue;
+            }
+            for (piece, start) in (0_u64..).zip((first..first + per_block).step_by(index(per_piece))) {
+                let bytes = self.piece_bytes();
+                if holes.is_hole(storage, HostOffset(place) + piece * bytes, bytes)? {
+                    continue;
+                }
+                let Some(found) = self.piece(number, start - first, storage)? else { break };
+                let bytes = if is_zero(&found.bytes) { Vec::new() } else { found.bytes.clone() };
+                for (cluster, at) in (start..start + per_piece).zip(0..(bytes.len() * 8) >> width.order) {
+                    let stored = width.get(&bytes, at);
+                    if stored != 0 && window.contains(&cluster) {
+                        each(self, HostCluster(cluster), stored)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes an empty block at `place` known; the caller has written it and the table's entry.
     pub(super) fn add_block(&mut self, number: usize, place: HostOffset) {
         self.table[number] = place.0;
-        self.blocks.remove(&number);
+        self.pieces.retain(|(block, _), _| *block != number);
     }
 
     /// Takes a new, longer table that the caller has written.

@@ -48,40 +48,45 @@ pub(super) fn snapshot_tables(
     Ok((tables, at))
 }
 
-/// The ranges that persistent bitmaps hold: place and bytes.
-pub(super) fn bitmap_clusters(header: &Header, storage: &dyn Storage) -> Result<Vec<(HostOffset, u64)>> {
-    let Some((count, directory, size)) = header.bitmaps else { return Ok(Vec::new()) };
+/// Calls `each` for every range that persistent bitmaps hold: place and bytes.
+pub(super) fn bitmap_clusters(
+    header: &Header,
+    storage: &dyn Storage,
+    mut each: impl FnMut(HostOffset, u64),
+) -> Result<()> {
+    let Some((count, directory, size)) = header.bitmaps else { return Ok(()) };
     check_inside(storage, directory, size, "the bitmap directory")?;
-    let mut bytes = vec![0; index(size)];
-    storage.read_at(&mut bytes, directory).map_err(|e| Error::io("reading the bitmap directory", e))?;
-    let mut ranges = vec![(directory, size)];
-    let mut rest = &bytes[..];
-    let mut total = 0;
+    each(directory, size);
+    let (mut at, mut total) = (0, 0);
     for number in 0..count {
-        if rest.len() < RawBitmap::SIZE {
+        if at + length(RawBitmap::SIZE) > size {
             return Err(Error::corrupt(format!("bitmap {number} lies past the end of the bitmap directory")));
         }
-        let raw = RawBitmap::decode(rest);
-        let len = RawBitmap::SIZE + index(u64::from(raw.extra_length)) + usize::from(raw.name_length);
-        rest = rest.get(len.next_multiple_of(8)..).unwrap_or(&[]);
+        let mut bytes = [0; RawBitmap::SIZE];
+        storage
+            .read_at(&mut bytes, directory + at)
+            .map_err(|e| Error::io("reading the bitmap directory", e))?;
+        let raw = RawBitmap::decode(&bytes);
+        let len = length(RawBitmap::SIZE) + u64::from(raw.extra_length) + u64::from(raw.name_length);
+        at += len.next_multiple_of(8);
         total += u64::from(raw.table_size) * 8;
         if total > MAX_BITMAP_TABLES {
             return Err(Error::corrupt(format!("the tables of all bitmaps have {total} bytes and more")));
         }
-        bitmap_table(header, storage, &raw, &mut ranges)?;
+        bitmap_table(header, storage, &raw, &mut each)?;
     }
-    Ok(ranges)
+    Ok(())
 }
 
 fn bitmap_table(
     header: &Header,
     storage: &dyn Storage,
     raw: &RawBitmap,
-    ranges: &mut Vec<(HostOffset, u64)>,
+    each: &mut impl FnMut(HostOffset, u64),
 ) -> Result<()> {
     let (place, size) = (HostOffset(raw.table_offset), u64::from(raw.table_size) * 8);
     check_inside(storage, place, size, "a bitmap table")?;
-    ranges.push((place, size));
+    each(place, size);
     let mut bytes = vec![0; index(size)];
     storage.read_at(&mut bytes, place).map_err(|e| Error::io("reading a bitmap table", e))?;
     for word in bytes.as_chunks::<8>().0 {
@@ -91,7 +96,7 @@ fn bitmap_table(
             if !header.geometry.is_aligned(host) {
                 return Err(Error::corrupt(format!("a bitmap points into a cluster, to {host:#x}")));
             }
-            ranges.push((HostOffset(host), header.geometry.cluster_size()));
+            each(HostOffset(host), header.geometry.cluster_size());
         }
     }
     Ok(())

@@ -103,6 +103,11 @@ impl Tables {
         }
     }
 
+    /// The image is one of `images` in a chain: together they keep at most twice as much as one alone.
+    pub(super) fn share(&mut self, images: usize) {
+        self.most_slices = self.most_slices.min(2 * self.most_slices / images.max(1)).max(FEWEST_SLICES);
+    }
+
     fn slot(&self, slice: u64) -> &Slot {
         let group =
             self.groups[index(slice / GROUP)].get_or_init(|| (0..GROUP).map(|_| Slot::empty()).collect());

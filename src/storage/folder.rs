@@ -27,7 +27,13 @@ pub enum FileAccess {
     Read,
     /// For reading and writing.
     Write,
+    /// For adding to its end; the file is made when there is none.
+    Append,
 }
+
+/// Only the owner gets in: a folder above may be opened for others, a disk is nobody else's to read.
+const OWN_FILE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
+const OWN_FOLDER: u32 = 0o700;
 
 /// An open folder. Who watches it also watches what is opened below it.
 #[derive(Debug)]
@@ -108,6 +114,7 @@ impl Folder {
         let flags = match access {
             FileAccess::Read => OFlag::O_RDONLY,
             FileAccess::Write => OFlag::O_RDWR,
+            FileAccess::Append => OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_APPEND,
         };
         let file = File::from(self.open_beneath(below.as_ref(), flags | OFlag::O_NONBLOCK)?);
         if !file.metadata()?.is_file() {
@@ -144,8 +151,7 @@ impl Folder {
 
     fn open_beneath(&self, below: &Path, flags: OFlag) -> io::Result<OwnedFd> {
         let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let mode =
-            if flags.contains(OFlag::O_CREAT) { Mode::from_bits_truncate(0o644) } else { Mode::empty() };
+        let mode = if flags.contains(OFlag::O_CREAT) { OWN_FILE } else { Mode::empty() };
         let how = OpenHow::new().flags(flags).mode(mode).resolve(NO_LINKS);
         match openat2(&self.fd, below, how) {
             // Kernels before 5.6 lack it, and some sandboxes forbid what they do not know.
@@ -215,12 +221,12 @@ impl Folder {
         self.sync()
     }
 
-    /// Makes a folder, mode 0755 less the umask.
+    /// Makes a folder that only its owner can enter.
     ///
     /// # Errors
     /// The host's; `AlreadyExists`.
     pub fn make_folder(&self, name: impl AsRef<Path>) -> io::Result<()> {
-        self.make_folder_for(name, 0o755)
+        self.make_folder_for(name, OWN_FOLDER)
     }
 
     /// Makes a folder with another mode, less the umask.

@@ -4,9 +4,10 @@ use super::layout::{BASE_FILE, BASES, CRC_FILE, base_disk};
 use super::list::base_of;
 use super::manifest::{self, BaseManifest, FORMAT};
 use super::staging::Staging;
-use super::{Base, DiskFormat, Name, Store, SumList, time};
+use super::{Base, BlockSum, DiskFormat, Name, Store, Sums, time};
 use crate::error::{Error, Result};
-use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, seal};
+use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, Storage, seal};
+use crate::units::{HostOffset, length};
 use std::io;
 
 /// The version that an import makes.
@@ -61,9 +62,15 @@ impl NewBase {
         self.folder()?.file(base_disk(format), FileAccess::Write).map_err(|error| self.cannot(error))
     }
 
+    /// The empty list of the disk's block sums.
+    pub(crate) fn create_sums(&self) -> Result<SumFile> {
+        let file = self.folder()?.create(CRC_FILE).map_err(|error| self.cannot(error))?;
+        Ok(SumFile { file, written: 0, rest: Vec::new() })
+    }
+
     /// Seals the raw disk, whose content has `sums`, and puts the base in its place.
-    pub(crate) fn commit(mut self, size: u64, sums: &SumList, source: &str) -> Result<Base> {
-        let manifest = self.seal(size, sums, source)?;
+    pub(crate) fn commit(mut self, size: u64, sums: &Sums, list: SumFile, source: &str) -> Result<Base> {
+        let manifest = self.seal(size, sums, list, source)?;
         let _lock = self.store.lock()?;
         self.store.refuse_taken(&self.name)?;
         let bases = self.store.part(BASES)?;
@@ -73,11 +80,11 @@ impl NewBase {
         Ok(base_of(&self.name, 1, manifest))
     }
 
-    fn seal(&self, size: u64, sums: &SumList, source: &str) -> Result<BaseManifest> {
+    fn seal(&self, size: u64, sums: &Sums, list: SumFile, source: &str) -> Result<BaseManifest> {
         let folder = self.folder()?;
-        let write = || -> Result<BaseManifest> {
+        let write = move || -> Result<BaseManifest> {
             let cannot = |error| self.cannot(error);
-            folder.create_small(CRC_FILE, &sums.crcs, true).map_err(cannot)?;
+            list.finish().map_err(cannot)?;
             let disk = folder.file(base_disk(DiskFormat::Raw), FileAccess::Read).map_err(cannot)?;
             seal(&disk).map_err(cannot)?;
             // After the sealing, so that the times which the fingerprint has are durable too.
@@ -91,7 +98,7 @@ impl NewBase {
                 source: manifest::tame(source),
                 created: time::now(),
                 fingerprint: Fingerprint::of(disk.file()).map_err(cannot)?,
-                crc_digest: sums.crc_digest(),
+                crc_digest: sums.crc_digest,
             };
             folder.create_small(BASE_FILE, &manifest::bytes(&manifest)?, true).map_err(cannot)?;
             folder.sync().map_err(cannot)?;
@@ -104,5 +111,40 @@ impl NewBase {
     /// Where the base's disk is while it is made, for a child that writes it.
     pub(crate) fn disk_path(&self, format: DiskFormat) -> std::path::PathBuf {
         self.staging.folder().path().join(self.name.as_str()).join(FIRST).join(base_disk(format))
+    }
+}
+
+/// `blocks.crc` in the making: written as the disk is read, because for the largest disk it is 1 GiB.
+#[derive(Debug)]
+pub(crate) struct SumFile {
+    file: HostFile,
+    written: u64,
+    rest: Vec<u8>,
+}
+
+/// Sums are written in pieces of this many bytes.
+const SUM_PIECE: usize = 64 << 10;
+
+impl SumFile {
+    /// The next block's.
+    pub(crate) fn push(&mut self, sum: &BlockSum) -> Result<()> {
+        self.rest.extend(sum.crc());
+        if self.rest.len() < SUM_PIECE {
+            return Ok(());
+        }
+        self.write().map_err(|error| Error::io("cannot write the sums of the blocks", error))
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        self.file.write_at(&self.rest, HostOffset(self.written))?;
+        self.written += length(self.rest.len());
+        self.rest.clear();
+        Ok(())
+    }
+
+    /// All of it is written, durably but for its name.
+    fn finish(mut self) -> io::Result<()> {
+        self.write()?;
+        self.file.sync_all()
     }
 }

@@ -274,10 +274,10 @@ impl Held<'_> {
         })
     }
 
-    /// Makes a checkpoint's file read-only. Its fingerprint guards it; this keeps accidents away.
+    /// Makes a checkpoint's file read-only, and still nobody else's. Its fingerprint guards it; this keeps accidents away.
     fn protect(&self, number: u32) {
         if let Ok(file) = self.folder.file(checkpoint_disk(number), FileAccess::Read) {
-            let _ = file.set_mode(0o444);
+            let _ = file.set_mode(0o400);
         }
     }
 }

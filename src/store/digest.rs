@@ -64,12 +64,14 @@ impl fmt::Debug for Digest {
 pub(crate) struct BlockSum {
     hash: [u8; 32],
     crc: u32,
+    /// Whether the block could be read; if not, these are the sums of zeros.
+    pub(crate) readable: bool,
 }
 
 impl BlockSum {
     /// The sums of `block`, at most [`BLOCK`] bytes.
     pub(crate) fn of(block: &[u8]) -> Self {
-        Self { hash: blake3::hash(block).into(), crc: crc32fast::hash(block) }
+        Self { hash: blake3::hash(block).into(), crc: crc32fast::hash(block), readable: true }
     }
 
     /// The sums of a whole block of zeros: a hole costs no reading and no hashing.
@@ -77,22 +79,27 @@ impl BlockSum {
         static ZEROS: LazyLock<BlockSum> = LazyLock::new(|| BlockSum::of(&vec![0; index(BLOCK)]));
         *ZEROS
     }
+
+    /// Its entry in `blocks.crc`.
+    pub(crate) fn crc(&self) -> [u8; 4] {
+        self.crc.to_le_bytes()
+    }
 }
 
 /// Takes the sums of a disk's blocks in order.
 #[derive(Debug)]
 pub(crate) struct ContentSums {
     identity: blake3::Hasher,
-    crcs: Vec<u8>,
+    crcs: blake3::Hasher,
 }
 
 /// The sums of a whole disk.
-#[derive(Debug)]
-pub(crate) struct SumList {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sums {
     /// Identity of the content.
     pub(crate) digest: Digest,
-    /// The content of `blocks.crc`: the CRC-32 of each block, little endian.
-    pub(crate) crcs: Vec<u8>,
+    /// What `base.json` says of `blocks.crc`, the CRC-32 of each block.
+    pub(crate) crc_digest: Digest,
 }
 
 impl ContentSums {
@@ -100,24 +107,18 @@ impl ContentSums {
     pub(crate) fn new(len: u64) -> Self {
         let mut identity = blake3::Hasher::new();
         identity.update(&len.to_le_bytes());
-        Self { identity, crcs: Vec::new() }
+        Self { identity, crcs: blake3::Hasher::new() }
     }
 
     /// The next block.
     pub(crate) fn push(&mut self, sum: &BlockSum) {
         self.identity.update(&sum.hash);
-        self.crcs.extend_from_slice(&sum.crc.to_le_bytes());
+        self.crcs.update(&sum.crc());
     }
 
     /// All blocks were pushed.
-    pub(crate) fn finish(self) -> SumList {
-        SumList { digest: Digest(self.identity.finalize().into()), crcs: self.crcs }
-    }
-}
-
-impl SumList {
-    /// What `base.json` says of `blocks.crc`.
-    pub(crate) fn crc_digest(&self) -> Digest {
-        Digest(blake3::hash(&self.crcs).into())
+    pub(crate) fn finish(self) -> Sums {
+        let [digest, crc_digest] = [self.identity, self.crcs].map(|sums| Digest(sums.finalize().into()));
+        Sums { digest, crc_digest }
     }
 }

@@ -11,7 +11,7 @@ use super::layout::{
 use super::log::CloneLog;
 use super::manifest::{self, BaseManifest, CheckpointManifest, CloneManifest};
 use super::{Access, BaseId, DiskFormat, Name, Store};
-use crate::disk::{Layer, RawLayer};
+use crate::disk::{Layer, RawLayer, check_memory};
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::{BackingName, Image, OpenOptions};
 use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, ImageLock, Role};
@@ -176,6 +176,7 @@ impl Store {
             let image = self.image(file, way).map_err(|error| error.at(&place))?;
             check_checkpoint(&image, manifest.parent, (id, format)).map_err(|error| error.at(&place))?;
             chain.push(Layer::qcow2(image), folder.path().join(&disk), None);
+            check_memory(&chain.layers).map_err(|error| error.at(&place))?;
             next = manifest.parent;
         }
         Ok(())
@@ -207,6 +208,7 @@ impl Store {
             }
             let layer = self.base_layer(file, name, &manifest).map_err(|error| error.at(&place))?;
             chain.push(layer, folder.path().join(disk), None);
+            check_memory(&chain.layers).map_err(|error| error.at(&place))?;
             next = manifest.parent;
         }
         Ok(())

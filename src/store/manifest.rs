@@ -16,7 +16,7 @@ pub(super) const FORMAT: u32 = 1;
 pub(super) const MANIFEST_MAX: u64 = 64 * KIB;
 /// Longest note, label or source, in bytes.
 const TEXT_MAX: usize = 4096;
-/// The largest disk that is taken in bytes: the longest file of ext4. It bounds the list of block sums to 1 GiB.
+/// The largest disk that is taken in bytes: the longest file of ext4. It bounds the file of block sums to 1 GiB.
 pub(crate) const DISK_MAX: u64 = 16 << 40;
 
 /// `cowshed.json`.

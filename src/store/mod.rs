@@ -33,9 +33,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use bases::NewBase;
+pub(crate) use bases::{NewBase, SumFile};
 pub use digest::{BLOCK, Digest};
-pub(crate) use digest::{BlockSum, ContentSums, SumList};
+pub(crate) use digest::{BlockSum, ContentSums, Sums};
 pub(crate) use manifest::DISK_MAX;
 pub use name::{BaseRef, NAME_MAX, Name, Target};
 pub use open::OpenDisk;

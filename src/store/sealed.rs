@@ -7,8 +7,8 @@ use super::manifest;
 use super::{Access, Base, BaseRef, Digest, Name, Store, checkpoint};
 use crate::error::{Error, Kind, Result};
 use crate::storage::{FileAccess, Fingerprint, Folder, ImageLock, Latch, Storage, seal};
-use crate::units::length;
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Seal {
     pub(crate) base: Base,
-    /// The sums of its blocks; `None` when they are not the ones that were sealed.
-    pub(crate) crcs: Option<Vec<u8>>,
+    /// The file of the sums of its blocks, at its start; `None` when they are not the ones that were sealed.
+    pub(crate) crcs: Option<File>,
     /// Whether its file has the fingerprint of that day.
     pub(crate) untouched: bool,
 }
@@ -44,9 +44,7 @@ impl Store {
         let manifest = self.base_manifest(&base.name, version)?.ok_or_else(|| self.no_base(base))?;
         let folder = self.part(format!("{BASES}/{}/{version}", base.name))?;
         let blocks = manifest.size.div_ceil(super::BLOCK);
-        let crcs = folder.read_small(CRC_FILE, blocks * 4).ok().filter(|crcs| {
-            length(crcs.len()) == blocks * 4 && Digest(blake3::hash(crcs).into()) == manifest.crc_digest
-        });
+        let crcs = sealed_sums(&folder, blocks * 4, manifest.crc_digest).unwrap_or(None);
         let now = self.fingerprint_of(&BaseRef::exact(base.name.clone(), version))?;
         let untouched = manifest.fingerprint.difference(&now).is_none();
         Ok(Seal { base: base_of(&base.name, version, manifest), crcs, untouched })
@@ -112,6 +110,17 @@ impl Store {
         }
         Ok(CloneFiles { layers, _locks: locks })
     }
+}
+
+/// The file of the block sums, if it has the length and the digest that were sealed.
+fn sealed_sums(folder: &Folder, len: u64, digest: Digest) -> io::Result<Option<File>> {
+    let mut file = folder.file(CRC_FILE, FileAccess::Read)?.into_file();
+    if file.metadata()?.len() != len {
+        return Ok(None);
+    }
+    let found = blake3::Hasher::new().update_reader(&mut file)?.finalize();
+    file.rewind()?;
+    Ok((Digest(found.into()) == digest).then_some(file))
 }
 
 fn cannot(what: &str, base: &Base, folder: &Folder, error: io::Error) -> Error {

@@ -1,0 +1,7 @@
+//! A whole image: built, damaged, read, written, checked, repaired.
+#![no_main]
+
+#[global_allocator]
+static ALLOCATOR: cowshed_fuzz::Counting = cowshed_fuzz::Counting;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| cowshed_fuzz::bounded(cowshed_fuzz::image, data));

@@ -1,0 +1,120 @@
+//! Hostile input: every kept input of the fuzz targets, every past finding, and mutations of them.
+//!
+//! `COWSHED_SEED=N cargo test --test fuzz_corpus` draws other mutations. `tests/tools/fuzz.sh` searches for new inputs.
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+#[path = "fuzz/src/lib.rs"]
+mod fuzz;
+mod common {
+    pub mod rng;
+}
+
+use common::rng::{Rng, seed_from_environment};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+#[global_allocator]
+static ALLOCATOR: fuzz::Counting = fuzz::Counting;
+
+/// Memory is counted for the process, so one target runs at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// The inputs that are kept for `target`, by name.
+fn kept(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    // What QEMU is asked about are the images of the target `image`.
+    let from = if target == "qemu" { "image" } else { target };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz");
+    let mut inputs = Vec::new();
+    for folder in ["corpus", "findings"] {
+        let entries = std::fs::read_dir(root.join(folder).join(from));
+        for entry in entries.into_iter().flatten() {
+            let path = entry.unwrap().path();
+            inputs.push((path.clone(), std::fs::read(path).unwrap()));
+        }
+    }
+    inputs.sort();
+    assert!(inputs.len() >= 10, "only {} inputs for {target} below {}", inputs.len(), root.display());
+    inputs
+}
+
+/// A change like those that libFuzzer makes.
+fn mutate(bytes: &mut Vec<u8>, other: &[u8], rng: &mut Rng) {
+    for _ in 0..rng.between(1, 4) {
+        let at = rng.below(bytes.len() as u64 + 1) as usize;
+        let len = rng.between(1, 8).min((bytes.len() - at) as u64) as usize;
+        match rng.below(7) {
+            0 if len > 0 => bytes[at] ^= 1 << rng.below(8),
+            1 if len > 0 => bytes[at] = rng.bits() as u8,
+            2 => bytes[at..at + len].fill(*rng.pick(&[0, 1, 0x7f, 0x80, 0xff])),
+            3 => drop(bytes.drain(at..at + len)),
+            4 => drop(bytes.splice(at..at, rng.bytes(len.max(1)))),
+            5 if !other.is_empty() => {
+                let from = rng.below(other.len() as u64) as usize;
+                let end = other.len().min(from + rng.between(1, 64) as usize);
+                let to = bytes.len().min(at + (end - from));
+                bytes.splice(at..to, other[from..end].iter().copied());
+            }
+            _ if len > 1 => bytes[at..at + len].reverse(),
+            _ => bytes.push(rng.bits() as u8),
+        }
+    }
+}
+
+fn run(target: fn(&[u8]), name: &str, data: &[u8], faults: &mut Vec<String>) {
+    let result = catch_unwind(AssertUnwindSafe(|| fuzz::bounded(target, data)));
+    if let Err(panic) = result {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
+        faults.push(format!("{name}: {text}\n  the input: {}", hex(data)));
+    }
+}
+
+fn hex(data: &[u8]) -> String {
+    data.iter().take(4096).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Replays what is kept for a target, then `mutations` changed inputs.
+fn replay(name: &str, mutations: u64) {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (_, target) = *fuzz::TARGETS.iter().find(|(known, _)| *known == name).unwrap();
+    let (inputs, mut faults) = (kept(name), Vec::new());
+    for (path, data) in &inputs {
+        run(target, &path.display().to_string(), data, &mut faults);
+    }
+    let first = seed_from_environment().unwrap_or(1);
+    for seed in first..first + mutations {
+        let mut rng = Rng::new(seed);
+        let mut data = rng.pick(&inputs).1.clone();
+        mutate(&mut data, &rng.pick(&inputs).1.clone(), &mut rng);
+        run(target, &format!("mutation {seed}"), &data, &mut faults);
+    }
+    println!("{name}: {} inputs, mutations from seed {first} on: {mutations}", inputs.len());
+    let shown = faults.len().min(5);
+    assert!(faults.is_empty(), "{} faults, the first:\n{}", faults.len(), faults[..shown].join("\n"));
+}
+
+#[test]
+fn headers_and_tables_end_in_a_sentence() {
+    replay("header", 10_000);
+}
+
+#[test]
+fn images_read_right_take_writes_and_are_mended_or_refused() {
+    replay("image", 10_000);
+}
+
+#[test]
+fn partitions_lie_inside_the_disk() {
+    replay("partitions", 20_000);
+}
+
+#[test]
+fn manifests_names_and_messages_end_in_a_sentence() {
+    replay("texts", 3_000);
+}
+
+#[test]
+fn images_read_as_qemu_reads_them_and_errors_that_it_finds_are_found() {
+    replay("qemu", 60);
+}
