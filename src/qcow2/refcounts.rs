@@ -178,6 +178,33 @@ impl Refcounts {
         Ok(HostCluster(length(number) * per_block + length(at)))
     }
 
+    /// The first cluster from `from` on, in the block that covers `from`, whose count is not zero, and its count.
+    pub(super) fn next_counted(
+        &mut self,
+        from: HostCluster,
+        storage: &dyn Storage,
+    ) -> Result<Option<(HostCluster, u64)>> {
+        let (width, per_block) = (self.width, index(self.per_block()));
+        let (number, mut at) = self.split(from);
+        let Some(block) = self.block(number, storage)? else { return Ok(None) };
+        let per_word = 64_usize >> width.order;
+        while at < per_block {
+            // Most of a block is zeros: they are passed over by whole words.
+            if at.is_multiple_of(per_word) {
+                let words = block.bytes[at / per_word * 8..].as_chunks::<8>().0;
+                let Some(zeros) = words.iter().position(|word| *word != [0; 8]) else { break };
+                at += zeros * per_word;
+            }
+            let count = width.get(&block.bytes, at);
+            if count != 0 {
+                let first = length(number) * self.per_block();
+                return Ok(Some((HostCluster(first + length(at)), count)));
+            }
+            at += 1;
+        }
+        Ok(None)
+    }
+
     /// Sets the count of a cluster that a block covers; on disk after [`Refcounts::write_dirty`].
     pub(super) fn set(&mut self, cluster: HostCluster, value: u64, storage: &dyn Storage) -> Result<()> {
         let (number, at) = self.split(cluster);

@@ -269,11 +269,12 @@ pub(super) fn each_count(
             continue;
         }
         let first = length(number) * refcounts.per_block();
-        for cluster in (first..first + refcounts.per_block()).map(HostCluster) {
-            let stored = refcounts.get(cluster, storage)?;
-            if stored != 0 {
-                each(refcounts, cluster, stored)?;
-            }
+        let (mut next, end) = (HostCluster(first), HostCluster(first + refcounts.per_block()));
+        while next < end
+            && let Some((cluster, stored)) = refcounts.next_counted(next, storage)?
+        {
+            each(refcounts, cluster, stored)?;
+            next = cluster + 1;
         }
     }
     Ok(())
