@@ -38,7 +38,9 @@ const THOROUGH: Care = Care { effort: Effort { subsets: 2048, chosen: 24 }, deep
 fn play(layout: &Layout, seed: u64, reader: &mut Reader, care: Care) -> Tally {
     let mut rng = Rng::new(seed);
     let (guest, history) = record(layout, &random(layout, &mut rng, seed % 4 != 0));
-    let trial = Trial { layout, guest: &guest, history: &history, seed };
+    // Some hosts cannot punch.
+    let history = if seed % 3 == 0 { history.without_punches() } else { history };
+    let trial = Trial { layout, guest: &guest, history: &history, seed, from: 0 };
     trial.run(reader, care).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -79,18 +81,17 @@ fn spots() -> Vec<(Layout, Spot)> {
         spots.extend(places.iter().map(|at| (layout.clone(), Spot { at: *at, cluster, unit })));
     };
     for layout in layouts::qemus() {
-        match layout.name.as_str() {
+        match layout.name.trim_end_matches(", stale") {
             // Data, zeros without and with a cluster, compressed, nothing.
             "every kind of entry" => add(&layout, &[16 << 10, 4 << 10, 80 << 10, 64 << 10, 140 << 10]),
             "every kind of extended entry" => add(&layout, &[16 << 10, 0, 96 << 10, 64 << 10, 128 << 10]),
-            "snapshot" => add(&layout, &[16 << 10, 64 << 10]),
-            "extended snapshot" => add(&layout, &[16 << 10, 64 << 10]),
+            "snapshot" | "extended snapshot" => add(&layout, &[16 << 10, 64 << 10]),
             "version 2" | "tables made on demand" => add(&layout, &[0, 64 << 10]),
             _ => {}
         }
     }
-    add(&Layout::ours(12, false, 6, true), &[0]);
-    add(&Layout::ours(14, true, 4, true), &[0]);
+    add(&Layout::ours(12, false, 6, true).stale(), &[0]);
+    add(&Layout::ours(14, true, 4, true).stale(), &[0]);
     spots
 }
 
@@ -102,7 +103,7 @@ fn play_short(length: u32, stride: u64, care: Care) -> Tally {
         let one = seed_from_environment().map(|seed| seed..seed + 1);
         for number in one.unwrap_or(0..spot.count(length)).step_by(stride as usize) {
             let (guest, history) = record(&layout, &spot.workload(length, number));
-            let trial = Trial { layout: &layout, guest: &guest, history: &history, seed: number };
+            let trial = Trial { layout: &layout, guest: &guest, history: &history, seed: number, from: 0 };
             let result = trial.run(&mut reader, care);
             tally.add(result.unwrap_or_else(|error| panic!("{length} steps at {:#x}, {error}", spot.at)));
         }

@@ -170,7 +170,7 @@ fn survives(layout: &Layout, wanted: u64, first: u64) -> u64 {
         let (mut rng, mut sweep) = (Rng::new(seed), Sweep::new(&workload.history));
         loop {
             let legal = legal(&workload, sweep.count());
-            for plan in sweep.plans(&mut rng, Effort { subsets: 16, chosen: 6 }) {
+            for plan in sweep.plans(&mut rng, Effort { subsets: 16, chosen: 6 }, true) {
                 states += 1;
                 sweep.put(plan);
                 judge(layout, &mut reader, sweep.file(), &legal).unwrap_or_else(|error| {

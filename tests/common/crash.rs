@@ -76,6 +76,17 @@ impl History {
         Self { before: self.before.clone(), events }
     }
 
+    /// The same on a host that gives no blocks back: whatever is punched keeps its bytes.
+    pub fn without_punches(&self) -> Self {
+        let mut events = self.events.clone();
+        for event in &mut events {
+            if let Effect::Punch(_, len) = &mut event.effect {
+                *len = 0;
+            }
+        }
+        self.with(events)
+    }
+
     /// The log.
     pub fn events(&self) -> &[Event] {
         &self.events
@@ -151,18 +162,25 @@ impl<'a> Sweep<'a> {
         true
     }
 
-    /// The states of this moment, without those that an earlier moment had: the newest operation is in each that
-    /// was chosen by its subset.
-    pub fn plans(&self, rng: &mut Rng, effort: Effort) -> Vec<Plan> {
+    /// The states of this moment. Those without the newest operation were an earlier moment's: they count again only
+    /// when a promise was made `since`, by a flush that returned.
+    pub fn plans(&self, rng: &mut Rng, effort: Effort, since: bool) -> Vec<Plan> {
         let count = self.pending.len();
+        let again =
+            since || self.in_flight || self.count > 0 && self.events[self.count - 1].effect == Effect::Sync;
+        let free_bits = if again { count } else { count.saturating_sub(1) };
         let mut strategies = Vec::new();
         if count == 0 {
             strategies.push(Strategy::None);
-        } else if count <= 12 && 1 << (count - 1) <= effort.subsets && !self.in_flight {
-            strategies.extend((0..1 << (count - 1)).map(|mask| Strategy::Mask(1 << (count - 1) | mask)));
+        } else if count <= 12 && 1 << free_bits <= effort.subsets {
+            let newest = (1_u64 << count) - (1 << free_bits);
+            strategies.extend((0..1 << free_bits).map(|mask| Strategy::Mask(newest | mask)));
             strategies.push(Strategy::Torn(count - 1, rng.bits()));
             strategies.push(Strategy::Sectors(rng.bits()));
         } else {
+            if again {
+                strategies.push(Strategy::None);
+            }
             self.choose(rng, effort.chosen, &mut strategies);
         }
         strategies
@@ -186,9 +204,6 @@ impl<'a> Sweep<'a> {
             strategies.extend((first..count).step_by(step).map(Strategy::Kept));
         }
         strategies.extend([Strategy::All, Strategy::Kept(count - 1)]);
-        if self.in_flight {
-            strategies.push(Strategy::None);
-        }
         let most = strategies.len() + most.saturating_sub(2);
         while strategies.len() < most {
             let one = rng.below(count as u64) as usize;

@@ -119,7 +119,7 @@ impl<'a> Judge<'a> {
         let mut sweep = Sweep::new(&history);
         let mut states = 0;
         loop {
-            for plan in sweep.plans(rng, effort) {
+            for plan in sweep.plans(rng, effort, false) {
                 sweep.put(plan);
                 states += 1;
                 let result = self.judge_cut_repair(sweep.file(), &contents);
@@ -204,6 +204,8 @@ pub struct Trial<'a> {
     pub guest: &'a Guest,
     pub history: &'a History,
     pub seed: u64,
+    /// The first moment that is judged.
+    pub from: usize,
 }
 
 impl Trial<'_> {
@@ -218,7 +220,11 @@ impl Trial<'_> {
         let mut sweep = Sweep::new(self.history);
         loop {
             judge.advance(sweep.count());
-            for plan in sweep.plans(&mut rng, care.effort) {
+            let count = sweep.count();
+            let since = self.guest.flushed_in(count..=count);
+            let plans =
+                if count < self.from { Vec::new() } else { sweep.plans(&mut rng, care.effort, since) };
+            for plan in plans {
                 sweep.put(plan);
                 tally.states += 1;
                 let result = self.one(&mut judge, &sweep, &mut lots, care, &mut tally);

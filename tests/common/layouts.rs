@@ -1,6 +1,7 @@
 //! Images of every layout, small, for power cuts.
 
 use super::qemu;
+use super::reader::free_clusters;
 use super::rng::Rng;
 use super::scratch::Scratch;
 use cowshed::disk::{Disk, Layer, RawLayer};
@@ -73,6 +74,22 @@ impl Layout {
         Self { name: format!("{}, smallest cache", self.name), cache: 0, ..self }
     }
 
+    /// With old bytes in clusters that are free, as a host without holes leaves them: data that were lost then never
+    /// look like the zeros that the guest had there.
+    pub fn stale(mut self) -> Self {
+        let mut image = self.image.to_vec();
+        let (bits, free) = free_clusters(&image);
+        for cluster in free {
+            let at = (cluster << bits) as usize;
+            let end = at + (1 << bits);
+            image.resize(image.len().max(end), 0);
+            image[at..end].fill(0xdd);
+        }
+        self.image = Arc::new(image);
+        self.name.push_str(", stale");
+        self
+    }
+
     /// With states that cost `cost` times as much.
     pub fn costing(self, cost: usize) -> Self {
         Self { cost, ..self }
@@ -103,12 +120,12 @@ fn create_by_qemu(options: &str, size: &str) -> String {
 pub fn ours() -> Vec<Layout> {
     vec![
         Layout::ours(17, true, 3, true).costing(3),
-        Layout::ours(14, true, 10, false),
-        Layout::ours(14, true, 10, true),
+        Layout::ours(14, true, 10, false).stale(),
+        Layout::ours(14, true, 10, true).stale(),
         Layout::ours(16, false, 4, true).costing(2),
-        Layout::ours(12, false, 40, false),
+        Layout::ours(12, false, 40, false).stale(),
         Layout::ours(12, false, 40, true),
-        Layout::ours(9, false, 300, true).costing(2),
+        Layout::ours(9, false, 300, true).stale().costing(2),
         Layout::ours(9, false, 1300, false).evicting().costing(6),
         Layout::ours(21, false, 2, false).costing(25),
         Layout::ours(21, true, 2, true).costing(25),
@@ -160,22 +177,22 @@ pub fn qemus() -> Vec<Layout> {
     ];
     for bits in [1, 2, 4, 8, 32, 64] {
         let options = format!("refcount_bits={bits},cluster_size=512");
-        layouts.push(
-            alone(
-                &format!("refcounts of {bits} bits"),
-                &options,
-                &["io t.qcow2 write -P 1 0 60k; write -P 4 120k 3k"],
-            )
-            .costing(2),
-        );
+        let fill = "io t.qcow2 write -P 1 0 60k; write -P 4 120k 3k";
+        layouts.push(alone(&format!("refcounts of {bits} bits"), &options, &[fill]).costing(2));
     }
+    let holes = ["two snapshots", "version 2", "refcounts of 64 bits", "refcounts of 8 bits"];
+    let mut layouts: Vec<Layout> = layouts
+        .into_iter()
+        .map(|layout| if holes.contains(&layout.name.as_str()) { layout } else { layout.stale() })
+        .collect();
     layouts.push(growing());
     layouts
 }
 
-/// An image whose refcount table is nearly full: 64 blocks for 64 clusters of 512 bytes each.
-fn growing() -> Layout {
+/// An image whose refcount table is nearly full: 64 blocks for 64 clusters of 512 bytes each. Its snapshot shares
+/// everything, so that each write takes a cluster.
+pub fn growing() -> Layout {
     let create = create_by_qemu("refcount_bits=64,cluster_size=512", "2200k");
-    let fill = "io t.qcow2 write -P 1 0 1970k";
-    Layout::qemus("refcount table grows", &[&create, fill]).costing(30)
+    let fill = "io t.qcow2 write -P 1 0 1962k";
+    Layout::qemus("refcount table grows", &[&create, fill, "img snapshot -q -c one t.qcow2"]).costing(30)
 }

@@ -3,7 +3,7 @@
 //! It counts every reference, holds the counts and the COPIED bits against them, and reads the whole disk and every
 //! snapshot of it. It is made for small images, and for being used thousands of times a second.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 
 const COPIED: u64 = 1 << 63;
@@ -19,6 +19,8 @@ pub struct Reader {
     pub snapshots: Vec<u8>,
     /// Clusters that are counted more often than they are used.
     pub leaks: u64,
+    /// The sectors of the file that a disk's bytes come from, when they are asked for.
+    pub sources: Option<HashSet<u64>>,
     /// References found for each host cluster.
     references: Vec<u32>,
     /// Unpacked clusters by what they were packed to.
@@ -92,6 +94,18 @@ pub fn structures(file: &[u8]) -> (u32, Vec<Structure>) {
     (format.bits, map)
 }
 
+/// The clusters that a refcount block counts as free, and the log2 of a cluster's bytes.
+pub fn free_clusters(file: &[u8]) -> (u32, Vec<u64>) {
+    let format = Format::read(file).unwrap();
+    let per_block = (format.cluster() * 8) >> format.order;
+    let covered = |cluster: &u64| be64(file, format.counts.0 + cluster / per_block * 8) != 0;
+    let clusters = 0..(format.counts.1 << format.bits >> 3) * per_block;
+    (
+        format.bits,
+        clusters.filter(covered).filter(|cluster| format.count(file, *cluster) == 0).take(100).collect(),
+    )
+}
+
 impl Format {
     fn read(file: &[u8]) -> Result<Self, String> {
         if be32(file, 0) != 0x5146_49fb || !(2..=3).contains(&be32(file, 4)) {
@@ -159,6 +173,7 @@ impl Reader {
     /// A sentence about the first damage.
     pub fn examine(&mut self, file: &[u8], base: &[u8]) -> Result<(), String> {
         let format = Format::read(file)?;
+        self.sources.iter_mut().for_each(HashSet::clear);
         self.references.clear();
         self.references.resize((file.len() >> format.bits) + 1, 0);
         self.structures(file, &format)?;
@@ -287,6 +302,9 @@ impl Reader {
                 let to = file.len().min(from + part.len());
                 let (there, behind) = part.split_at_mut(to - from);
                 there.copy_from_slice(&file[from..to]);
+                if let Some(sources) = &mut self.sources {
+                    sources.extend(from as u64 / 512..(to as u64).div_ceil(512));
+                }
                 behind.fill(0);
             } else if zeros >> number & 1 == 1 {
                 part.fill(0);

@@ -73,6 +73,11 @@ impl Guest {
         self.done.iter().map(|done| format!("  {}\n", done.short())).collect()
     }
 
+    /// Whether a flush returned when the log had a number of events in `counts`.
+    pub fn flushed_in(&self, counts: std::ops::RangeInclusive<usize>) -> bool {
+        self.done.iter().any(|done| done.op == Op::Flush && counts.contains(&done.span.1))
+    }
+
     /// What is legal before the log's first event; [`Legal::advance`] brings it to a later moment.
     pub fn legal(&self) -> Legal<'_> {
         Legal { guest: self, durable: self.before.clone(), flushed: 0, before_last: 0, begun: 0, count: 0 }
