@@ -21,9 +21,13 @@ mod common {
 use common::crash::Effort;
 use common::judge::{Care, Tally, Trial};
 use common::layouts::{self, Layout};
+use common::ops::{Op, Step};
 use common::reader::Reader;
 use common::rng::{Rng, seed_from_environment};
-use common::workload::{Spot, random, record};
+use common::workload::{Act, Spot, random, record};
+use cowshed::storage::Effect;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// States of a layout whose states cost 1.
 const STATES: u64 = 9000;
@@ -37,9 +41,9 @@ const THOROUGH: Care = Care { effort: Effort { subsets: 2048, chosen: 24 }, deep
 /// Plays the random workload of one seed.
 fn play(layout: &Layout, seed: u64, reader: &mut Reader, care: Care) -> Tally {
     let mut rng = Rng::new(seed);
-    let (guest, history) = record(layout, &random(layout, &mut rng, seed % 4 != 0));
+    let (guest, history) = record(layout, &random(layout, &mut rng, !seed.is_multiple_of(4)));
     // Some hosts cannot punch.
-    let history = if seed % 3 == 0 { history.without_punches() } else { history };
+    let history = if seed.is_multiple_of(3) { history.without_punches() } else { history };
     let trial = Trial { layout, guest: &guest, history: &history, seed, from: 0 };
     trial.run(reader, care).unwrap_or_else(|error| panic!("{error}"))
 }
@@ -72,6 +76,33 @@ fn images_of_qemus_survive_power_cuts() {
     survive(&layouts::qemus());
 }
 
+/// Whether one of the first workloads on `layout` does what `done` looks for in its log.
+fn some_workload(layout: &Layout, done: impl Fn(&Effect) -> bool) -> bool {
+    (FIRST..FIRST + 5).any(|seed| {
+        let (_, history) = record(layout, &random(layout, &mut Rng::new(seed), false));
+        history.events().iter().any(|event| done(&event.effect))
+    })
+}
+
+#[test]
+fn the_special_layouts_do_what_they_are_there_for() {
+    let header = |effect: &Effect| matches!(effect, Effect::Write(at, _) if at.0 == 48);
+    assert!(some_workload(&layouts::growing(), header), "no refcount table grows");
+    let on_demand = layouts::qemus().into_iter().find(|layout| layout.name.contains("on demand")).unwrap();
+    let l1 = u64::from_be_bytes(on_demand.image[40..48].try_into().unwrap());
+    let in_l1 = |effect: &Effect| matches!(effect, Effect::Write(at, _) if at.0 / 512 == l1 / 512);
+    assert!(some_workload(&on_demand, in_l1), "no table is made on demand");
+    let small = layouts::ours().into_iter().find(|layout| layout.cache == 0).unwrap();
+    let (guest, history) = record(&small, &(0..20).map(|n| write(n * 32768 + 512)).collect::<Vec<_>>());
+    assert!(history.events().iter().any(|event| event.effect == Effect::Sync), "no commit is forced");
+    assert!(!guest.flushed_in(0..=history.events().len()));
+}
+
+/// A write of one sector.
+fn write(at: u64) -> Act {
+    Act::Step(Step { op: Op::Write(Vec::new()), at, len: 512 })
+}
+
 /// Each kind of cluster as a place for short workloads: layout and place.
 fn spots() -> Vec<(Layout, Spot)> {
     let mut spots = Vec::new();
@@ -95,6 +126,20 @@ fn spots() -> Vec<(Layout, Spot)> {
     spots
 }
 
+/// Plays the workload with a number.
+fn play_numbered(
+    layout: &Layout,
+    spot: Spot,
+    length: u32,
+    number: u64,
+    reader: &mut Reader,
+    care: Care,
+) -> Tally {
+    let (guest, history) = record(layout, &spot.workload(length, number));
+    let trial = Trial { layout, guest: &guest, history: &history, seed: number, from: 0 };
+    trial.run(reader, care).unwrap_or_else(|error| panic!("{length} steps at {:#x}, {error}", spot.at))
+}
+
 /// Plays every workload of `length` steps at every place, or one of `stride` of them.
 fn play_short(length: u32, stride: u64, care: Care) -> Tally {
     let mut tally = Tally::default();
@@ -102,10 +147,7 @@ fn play_short(length: u32, stride: u64, care: Care) -> Tally {
     for (layout, spot) in spots() {
         let one = seed_from_environment().map(|seed| seed..seed + 1);
         for number in one.unwrap_or(0..spot.count(length)).step_by(stride as usize) {
-            let (guest, history) = record(&layout, &spot.workload(length, number));
-            let trial = Trial { layout: &layout, guest: &guest, history: &history, seed: number, from: 0 };
-            let result = trial.run(&mut reader, care);
-            tally.add(result.unwrap_or_else(|error| panic!("{length} steps at {:#x}, {error}", spot.at)));
+            tally.add(play_numbered(&layout, spot, length, number, &mut reader, care));
         }
     }
     println!("{length} steps, each {stride}.: {tally:?}");
@@ -121,4 +163,51 @@ fn every_workload_of_one_or_two_steps_survives_every_power_cut() {
 #[test]
 fn workloads_of_three_steps_survive_every_power_cut() {
     play_short(3, 37, THOROUGH);
+}
+
+/// States of the soak by default.
+const SOAK: u64 = 10_000_000;
+
+/// Plays fresh seeds on every layout, by turns, and every workload of three steps, until there were enough states.
+#[test]
+#[ignore = "soak"]
+fn soak_power_cuts() {
+    let wanted = std::env::var("COWSHED_SOAK_STATES").map_or(SOAK, |text| text.parse().unwrap());
+    let layouts = [layouts::ours(), layouts::qemus()].concat();
+    let spots = spots();
+    let (turn, total) = (AtomicU64::new(0), Mutex::new(Tally::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().unwrap().get() {
+            scope.spawn(|| {
+                let mut reader = Reader::default();
+                while total.lock().unwrap().states < wanted {
+                    let turn = turn.fetch_add(1, Ordering::Relaxed);
+                    let tally = soak_turn(&layouts, &spots, turn, &mut reader);
+                    let mut total = total.lock().unwrap();
+                    let before = total.states;
+                    total.add(tally);
+                    if before / 100_000 != total.states / 100_000 {
+                        println!("turn {turn}: {total:?}");
+                    }
+                }
+            });
+        }
+    });
+    println!("in all: {:?}", total.into_inner().unwrap());
+}
+
+/// One turn: a random workload on each layout, dear ones more rarely, and a few workloads of three steps.
+fn soak_turn(layouts: &[Layout], spots: &[(Layout, Spot)], turn: u64, reader: &mut Reader) -> Tally {
+    let mut tally = Tally::default();
+    // The ordinary tests have the first seeds.
+    let seed = 1_000_000 + turn;
+    for layout in layouts.iter().filter(|layout| turn.is_multiple_of(layout.cost as u64)) {
+        tally.add(play(layout, seed, reader, THOROUGH));
+    }
+    for (layout, spot) in spots {
+        // A stride without a common divisor brings every workload up in time.
+        let number = turn.wrapping_mul(1_000_003) % spot.count(3);
+        tally.add(play_numbered(layout, *spot, 3, number, reader, THOROUGH));
+    }
+    tally
 }

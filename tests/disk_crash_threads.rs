@@ -211,3 +211,23 @@ fn threads_in_small_clusters_survive_power_cuts() {
 fn threads_over_few_tables_in_memory_survive_power_cuts() {
     survives(&Layout::ours(9, false, 1300, false).evicting(), STATES / 6, 1);
 }
+
+/// Fresh seeds on every layout by turns: a twentieth of `COWSHED_SOAK_STATES`, which is ten million by default.
+#[test]
+#[ignore = "soak"]
+fn soak_threads_and_power_cuts() {
+    let wanted = std::env::var("COWSHED_SOAK_STATES").map_or(10_000_000, |text| text.parse().unwrap()) / 20;
+    let layouts = [
+        Layout::ours(17, true, 2, true),
+        Layout::ours(16, false, 3, true),
+        Layout::ours(12, false, 40, true),
+        Layout::ours(14, true, 10, false).stale(),
+        Layout::ours(9, false, 1300, false).evicting(),
+    ];
+    let (mut states, mut turn) = (0, 0);
+    while states < wanted {
+        turn += 1;
+        states += layouts.iter().map(|layout| survives(layout, STATES, turn * 1_000_000)).sum::<u64>();
+        println!("{states} states");
+    }
+}

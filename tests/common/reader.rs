@@ -277,7 +277,7 @@ impl Reader {
             return self.packed(file, format, word, out);
         }
         let host = word & PLACE;
-        if host % format.cluster() != 0 || word & !(COPIED | PLACE | 1) != 0 {
+        if !host.is_multiple_of(format.cluster()) || word & !(COPIED | PLACE | 1) != 0 {
             return Err(format!("reader: the L2 entry {word:#x} is no entry"));
         }
         if host != 0 {
