@@ -1,255 +1,213 @@
 //! After a power cut at any moment the image opens, checks without error, and holds what was flushed.
 //!
-//! `COWSHED_SEED=N cargo test --test disk_crash` plays one seed; a failure names seed, moment and strategy.
+//! A failure names layout, seed, moment and strategy. `COWSHED_SEED=N cargo test --test disk_crash` plays one seed on
+//! every layout, and workload N of the short ones. `COWSHED_SOAK_STATES` says how long the soak is.
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod common {
     pub mod crash;
     pub mod images;
+    pub mod judge;
+    pub mod layouts;
     pub mod ops;
     pub mod qemu;
+    pub mod reader;
     pub mod rng;
+    pub mod scratch;
     pub mod stamps;
+    pub mod workload;
 }
 
-use common::crash::{Bytes, History};
+use common::crash::Effort;
+use common::judge::{Care, Tally, Trial};
+use common::layouts::{self, Layout};
 use common::ops::{Op, Step};
+use common::reader::Reader;
 use common::rng::{Rng, seed_from_environment};
-use common::stamps::Guest;
-use common::{images, qemu};
-use cowshed::disk::{Disk, Layer, RawLayer};
-use cowshed::qcow2::{CreateOptions, Image, OpenOptions, check, create};
-use cowshed::storage::{Effect, Event, Recorder, Storage};
-use cowshed::units::GuestOffset;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
-use std::sync::Arc;
+use common::workload::{Act, Spot, random, record};
+use cowshed::storage::Effect;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Seeds of each layout's workload.
-const SEEDS: [u64; 4] = [1, 2, 3, 5];
-/// States for each workload.
-const STATES: usize = 600;
-/// Bytes of the disk.
-const SIZE: u64 = 1 << 20;
+/// States of a layout whose states cost 1.
+const STATES: u64 = 9000;
+/// First seed of the random workloads.
+const FIRST: u64 = 1;
+/// The ordinary tests' care.
+const CARE: Care = Care { effort: Effort { subsets: 32, chosen: 6 }, deep: 6007, repair: 211 };
+/// Every subset, as far as twelve operations are pending.
+const THOROUGH: Care = Care { effort: Effort { subsets: 2048, chosen: 24 }, deep: 9001, repair: 307 };
 
-/// An image before the workload, and the bytes of the raw file below it.
-struct Start {
-    image: Vec<u8>,
-    base: Option<Vec<u8>>,
+/// Plays the random workload of one seed.
+fn play(layout: &Layout, seed: u64, reader: &mut Reader, care: Care) -> Tally {
+    let mut rng = Rng::new(seed);
+    let (guest, history) = record(layout, &random(layout, &mut rng, !seed.is_multiple_of(4)));
+    // Some hosts cannot punch.
+    let history = if seed.is_multiple_of(3) { history.without_punches() } else { history };
+    let trial = Trial { layout, guest: &guest, history: &history, seed, from: 0 };
+    trial.run(reader, care).unwrap_or_else(|error| panic!("{error}"))
 }
 
-impl Start {
-    /// An image of ours.
-    fn ours(cluster_bits: u32, extended_l2: bool, over_base: bool) -> Self {
-        let storage = Bytes::new(Vec::new());
-        // The name is not needed: the base is given by hand.
-        let options = CreateOptions { cluster_bits, extended_l2, ..CreateOptions::new(SIZE) };
-        let backing = cowshed::qcow2::BackingName { file: "b.raw".into(), format: Some("raw".into()) };
-        let options = CreateOptions { backing: over_base.then_some(backing), ..options };
-        create(&*storage, &options).unwrap();
-        Self { image: storage.bytes(), base: over_base.then(|| Rng::new(99).bytes(SIZE as usize - 70_000)) }
-    }
-
-    /// An image of QEMU's.
-    fn qemus(steps: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        steps.iter().for_each(|step| qemu::step(folder.path(), step));
-        Self { image: std::fs::read(folder.path().join("t.qcow2")).unwrap(), base: None }
-    }
-
-    fn open(&self, storage: Arc<dyn Storage>) -> cowshed::Result<Disk> {
-        let options = OpenOptions { writable: true, ..OpenOptions::default() };
-        let mut layers = vec![Layer::Qcow2(Box::new(Image::open(storage, options)?))];
-        if let Some(base) = &self.base {
-            layers.push(Layer::Raw(RawLayer::new(Bytes::new(base.clone()), false)?));
-        }
-        Disk::new(layers)
-    }
-}
-
-fn contents(disk: &Disk) -> cowshed::Result<Vec<u8>> {
-    let mut bytes = vec![0xee; disk.size() as usize];
-    disk.read(&mut bytes, GuestOffset(0))?;
-    Ok(bytes)
-}
-
-/// A guest step of whole sectors, within a few hot spots.
-fn step(rng: &mut Rng) -> Step {
-    let (sectors, grain) = (SIZE / 512, *rng.pick(&[1, 1, 8, 8, 32, 256]));
-    let near = if rng.chance(60) { 600 } else { sectors };
-    let at = rng.below(near) / grain * grain;
-    let len = match rng.below(4) {
-        0 => rng.between(1, 9),
-        1 | 2 => 8 * rng.between(1, 8),
-        _ => rng.between(1, 500),
-    };
-    let len = len.min(sectors - at);
-    let op = match rng.below(100) {
-        0..=49 => Op::Write(Vec::new()),
-        50..=61 => Op::WriteZeroes,
-        62..=76 => Op::Discard,
-        _ => Op::Flush,
-    };
-    Step { op, at: at * 512, len: len * 512 }
-}
-
-/// Runs a workload and gives its history; with `closes`, the disk is closed now and then and at its end.
-fn record(start: &Start, rng: &mut Rng, closes: bool) -> (Guest, History) {
-    let recorder = Arc::new(Recorder::new(Bytes::new(start.image.clone())));
-    let disk = start.open(recorder.clone()).unwrap();
-    let mut guest = Guest::new(contents(&disk).unwrap());
-    let events = || recorder.events().len();
-    for _ in 0..rng.between(12, 40) {
-        guest.run(&disk, step(rng), events).unwrap();
-        if closes && rng.chance(8) {
-            disk.close().unwrap();
-        }
-    }
-    if closes {
-        disk.close().unwrap();
-    }
-    let flush = Step { op: Op::Flush, at: 0, len: 0 };
-    guest.run(&disk, flush, events).unwrap();
-    assert!(contents(&disk).unwrap() == guest.latest(), "the workload itself reads wrong");
-    (guest, History::new(start.image.clone(), recorder.events()))
-}
-
-/// Asserts all promises of one state.
-fn judge(start: &Start, guest: &Guest, bytes: Vec<u8>, count: usize, deep: bool, what: &str) {
-    let report = check(Bytes::new(bytes.clone())).unwrap_or_else(|error| panic!("{what}: check: {error}"));
-    assert_eq!(report.error_count, 0, "{what}: {:?}", report.errors);
-    let storage = Bytes::new(bytes.clone());
-    let disk = start.open(storage.clone()).unwrap_or_else(|error| panic!("{what}: open: {error}"));
-    let got = contents(&disk).unwrap_or_else(|error| panic!("{what}: read: {error}"));
-    guest.assert_legal(&got, count, what);
-    if !deep {
-        return;
-    }
-    as_qemu_sees_it(start, &bytes, Some(&got), what);
-    // Life goes on: what is written now is there, and nothing else moves.
-    let mut model = got;
-    let mut rng = Rng::new(count as u64);
-    common::ops::play(&disk, &mut model, &mut rng, 10, what);
-    disk.close().unwrap_or_else(|error| panic!("{what}: close: {error}"));
-    assert!(contents(&disk).unwrap() == model, "{what}: wrong bytes after going on");
-    as_qemu_sees_it(start, &storage.bytes(), Some(&model), &format!("{what}, after going on"));
-}
-
-fn as_qemu_sees_it(start: &Start, image: &[u8], model: Option<&[u8]>, what: &str) {
-    let folder = tempfile::tempdir().unwrap();
-    let path: &Path = &folder.path().join("t.qcow2");
-    std::fs::write(path, image).unwrap();
-    if let Some(base) = &start.base {
-        std::fs::write(folder.path().join("b.raw"), base).unwrap();
-    }
-    let verdict = qemu::check(path);
-    assert!(matches!(verdict.code, 0 | 3), "{what}: qemu-img check: {}", verdict.text);
-    if let Some(model) = model {
-        images::assert_same(&qemu::convert(path), model, &format!("{what}, by QEMU"));
-    }
-}
-
-/// The log as if the engine had not asked for the sync at place `lost`.
-fn without_sync(events: &[Event], lost: usize) -> Vec<Event> {
-    let mut mutant = events.to_vec();
-    // It stays in the log, so that moments keep their numbers, but it makes nothing durable.
-    mutant[lost].ok = false;
-    mutant
-}
-
-#[test]
-fn the_harness_notices_when_a_sync_is_left_out() {
-    let start = Start::ours(17, true, true);
-    let mut rng = Rng::new(11);
-    // Without closing: a close syncs again right after its flush, so nothing depends on either sync alone.
-    let (guest, history) = record(&start, &mut rng, false);
-    let events = history.events();
-    let syncs: Vec<usize> = (0..events.len()).filter(|at| events[*at].effect == Effect::Sync).collect();
-    let mut noticed = 0;
-    for lost in &syncs {
-        let mutant = History::new(start.image.clone(), without_sync(events, *lost));
-        let found = (*lost..mutant.moments()).any(|count| {
-            let cut = mutant.cut(count);
-            cut.strategies(&mut rng, 12).into_iter().any(|strategy| {
-                let state = cut.state(strategy);
-                catch_unwind(AssertUnwindSafe(|| judge(&start, &guest, state, count, false, ""))).is_err()
-            })
-        });
-        println!("without the sync after event {lost}: noticed {found}");
-        noticed += usize::from(found);
-    }
-    let mutants = syncs.len();
-    assert!(
-        mutants >= 6 && noticed * 10 >= mutants * 9,
-        "{noticed} of {mutants} left-out syncs were noticed"
-    );
-}
-
-fn survives(layout: &str, start: &Start) {
-    let seeds = seed_from_environment().map_or(SEEDS.to_vec(), |seed| vec![seed]);
-    let mut states = 0;
-    for seed in seeds {
-        let mut rng = Rng::new(seed);
-        let (guest, history) = record(start, &mut rng, true);
-        let share = (STATES / history.moments()).max(3);
-        for count in 0..history.moments() {
-            let cut = history.cut(count);
-            for strategy in cut.strategies(&mut rng, share) {
-                let what = format!("{layout}, seed {seed}, cut after {count} events, {strategy:?}");
-                states += 1;
-                judge(start, &guest, cut.state(strategy), count, states % 149 == 0, &what);
+/// Plays the seeds from [`FIRST`] on until a layout has had its share of states.
+fn survive(layouts: &[Layout]) {
+    let mut reader = Reader::default();
+    for layout in layouts {
+        let mut tally = Tally::default();
+        match seed_from_environment() {
+            Some(seed) => tally.add(play(layout, seed, &mut reader, CARE)),
+            None => {
+                let mut seeds = FIRST..;
+                while tally.states < STATES / layout.cost as u64 {
+                    tally.add(play(layout, seeds.next().unwrap(), &mut reader, CARE));
+                }
             }
         }
+        println!("{}: {tally:?}", layout.name);
     }
-    println!("{layout}: {states} states");
-    assert!(states > 1000 || seed_from_environment().is_some(), "{layout}: only {states} states");
 }
 
 #[test]
-fn the_clone_layout_survives_power_cuts() {
-    survives("extended 128 KiB over a base", &Start::ours(17, true, true));
+fn images_of_ours_survive_power_cuts() {
+    survive(&layouts::ours());
 }
 
 #[test]
-fn extended_l2_without_a_base_survives_power_cuts() {
-    survives("extended 16 KiB", &Start::ours(14, true, false));
+fn images_of_qemus_survive_power_cuts() {
+    survive(&layouts::qemus());
+}
+
+/// Whether one of the first workloads on `layout` does what `done` looks for in its log.
+fn some_workload(layout: &Layout, done: impl Fn(&Effect) -> bool) -> bool {
+    (FIRST..FIRST + 5).any(|seed| {
+        let (_, history) = record(layout, &random(layout, &mut Rng::new(seed), false));
+        history.events().iter().any(|event| done(&event.effect))
+    })
 }
 
 #[test]
-fn plain_l2_over_a_base_survives_power_cuts() {
-    survives("plain 64 KiB over a base", &Start::ours(16, false, true));
+fn the_special_layouts_do_what_they_are_there_for() {
+    let header = |effect: &Effect| matches!(effect, Effect::Write(at, _) if at.0 == 48);
+    assert!(some_workload(&layouts::growing(), header), "no refcount table grows");
+    let on_demand = layouts::qemus().into_iter().find(|layout| layout.name.contains("on demand")).unwrap();
+    let l1 = u64::from_be_bytes(on_demand.image[40..48].try_into().unwrap());
+    let in_l1 = |effect: &Effect| matches!(effect, Effect::Write(at, _) if at.0 / 512 == l1 / 512);
+    assert!(some_workload(&on_demand, in_l1), "no table is made on demand");
+    let small = layouts::ours().into_iter().find(|layout| layout.cache == 0).unwrap();
+    let (guest, history) = record(&small, &(0..20).map(|n| write(n * 32768 + 512)).collect::<Vec<_>>());
+    assert!(history.events().iter().any(|event| event.effect == Effect::Sync), "no commit is forced");
+    assert!(!guest.flushed_in(0..=history.events().len()));
+}
+
+/// A write of one sector.
+fn write(at: u64) -> Act {
+    Act::Step(Step { op: Op::Write(Vec::new()), at, len: 512 })
+}
+
+/// Each kind of cluster as a place for short workloads: layout and place.
+fn spots() -> Vec<(Layout, Spot)> {
+    let mut spots = Vec::new();
+    let mut add = |layout: &Layout, places: &[u64]| {
+        let cluster = 1 << layout.bits;
+        let unit = if layout.name.contains("extended") { cluster / 32 } else { cluster };
+        spots.extend(places.iter().map(|at| (layout.clone(), Spot { at: *at, cluster, unit })));
+    };
+    for layout in layouts::qemus() {
+        match layout.name.trim_end_matches(", stale") {
+            // Data, zeros without and with a cluster, compressed, nothing.
+            "every kind of entry" => add(&layout, &[16 << 10, 4 << 10, 80 << 10, 64 << 10, 140 << 10]),
+            "every kind of extended entry" => add(&layout, &[16 << 10, 0, 96 << 10, 64 << 10, 128 << 10]),
+            "snapshot" | "extended snapshot" => add(&layout, &[16 << 10, 64 << 10]),
+            "version 2" | "tables made on demand" => add(&layout, &[0, 64 << 10]),
+            _ => {}
+        }
+    }
+    add(&Layout::ours(12, false, 6, true).stale(), &[0]);
+    add(&Layout::ours(14, true, 4, true).stale(), &[0]);
+    spots
+}
+
+/// Plays the workload with a number.
+fn play_numbered(
+    layout: &Layout,
+    spot: Spot,
+    length: u32,
+    number: u64,
+    reader: &mut Reader,
+    care: Care,
+) -> Tally {
+    let (guest, history) = record(layout, &spot.workload(length, number));
+    let trial = Trial { layout, guest: &guest, history: &history, seed: number, from: 0 };
+    trial.run(reader, care).unwrap_or_else(|error| panic!("{length} steps at {:#x}, {error}", spot.at))
+}
+
+/// Plays every workload of `length` steps at every place, or one of `stride` of them.
+fn play_short(length: u32, stride: u64, care: Care) -> Tally {
+    let mut tally = Tally::default();
+    let mut reader = Reader::default();
+    for (layout, spot) in spots() {
+        let one = seed_from_environment().map(|seed| seed..seed + 1);
+        for number in one.unwrap_or(0..spot.count(length)).step_by(stride as usize) {
+            tally.add(play_numbered(&layout, spot, length, number, &mut reader, care));
+        }
+    }
+    println!("{length} steps, each {stride}.: {tally:?}");
+    tally
 }
 
 #[test]
-fn small_clusters_survive_power_cuts() {
-    survives("plain 4 KiB", &Start::ours(12, false, false));
-    survives("plain 512 bytes", &Start::ours(9, false, true));
-}
-
-const FILL: &str = "io t.qcow2 write -P 1 0 300k; write -c -P 2 320k 64k; write -c -P 3 384k 64k; write -z 512k 64k; write -P 4 600k 3k";
-
-#[test]
-fn an_image_with_a_snapshot_survives_power_cuts() {
-    let create = "img create -q -f qcow2 -o cluster_size=64k t.qcow2 1M";
-    survives("snapshot", &Start::qemus(&[create, FILL, "img snapshot -q -c one t.qcow2"]));
-    let create = "img create -q -f qcow2 -o extended_l2=on,cluster_size=32k t.qcow2 1M";
-    let fill = FILL.replace(
-        "write -c -P 2 320k 64k; write -c -P 3 384k 64k",
-        "write -c -P 2 320k 32k; write -c -P 3 384k 32k",
-    );
-    survives("extended snapshot", &Start::qemus(&[create, &fill, "img snapshot -q -c one t.qcow2"]));
+fn every_workload_of_one_or_two_steps_survives_every_power_cut() {
+    play_short(1, 1, THOROUGH);
+    play_short(2, 1, THOROUGH);
 }
 
 #[test]
-fn images_of_old_and_of_odd_refcounts_survive_power_cuts() {
-    let create = "img create -q -f qcow2 -o compat=0.10,cluster_size=4k t.qcow2 1M";
-    survives(
-        "v2",
-        &Start::qemus(&[create, "io t.qcow2 write -P 1 0 300k; write -c -P 2 320k 4k; write -P 4 600k 3k"]),
-    );
-    let create = "img create -q -f qcow2 -o refcount_bits=1,cluster_size=512 t.qcow2 1M";
-    survives(
-        "refcount width 1",
-        &Start::qemus(&[create, "io t.qcow2 write -P 1 0 300k; write -P 4 600k 3k"]),
-    );
+fn workloads_of_three_steps_survive_every_power_cut() {
+    play_short(3, 37, THOROUGH);
+}
+
+/// States of the soak by default.
+const SOAK: u64 = 10_000_000;
+
+/// Plays fresh seeds on every layout, by turns, and every workload of three steps, until there were enough states.
+#[test]
+#[ignore = "soak"]
+fn soak_power_cuts() {
+    let wanted = std::env::var("COWSHED_SOAK_STATES").map_or(SOAK, |text| text.parse().unwrap());
+    let layouts = [layouts::ours(), layouts::qemus()].concat();
+    let spots = spots();
+    let (turn, total) = (AtomicU64::new(0), Mutex::new(Tally::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().unwrap().get() {
+            scope.spawn(|| {
+                let mut reader = Reader::default();
+                while total.lock().unwrap().states < wanted {
+                    let turn = turn.fetch_add(1, Ordering::Relaxed);
+                    let tally = soak_turn(&layouts, &spots, turn, &mut reader);
+                    let mut total = total.lock().unwrap();
+                    let before = total.states;
+                    total.add(tally);
+                    if before / 100_000 != total.states / 100_000 {
+                        println!("turn {turn}: {total:?}");
+                    }
+                }
+            });
+        }
+    });
+    println!("in all: {:?}", total.into_inner().unwrap());
+}
+
+/// One turn: a random workload on each layout, dear ones more rarely, and a few workloads of three steps.
+fn soak_turn(layouts: &[Layout], spots: &[(Layout, Spot)], turn: u64, reader: &mut Reader) -> Tally {
+    let mut tally = Tally::default();
+    // The ordinary tests have the first seeds.
+    let seed = 1_000_000 + turn;
+    for layout in layouts.iter().filter(|layout| turn.is_multiple_of(layout.cost as u64)) {
+        tally.add(play(layout, seed, reader, THOROUGH));
+    }
+    for (layout, spot) in spots {
+        // A stride without a common divisor brings every workload up in time.
+        let number = turn.wrapping_mul(1_000_003) % spot.count(3);
+        tally.add(play_numbered(layout, *spot, 3, number, reader, THOROUGH));
+    }
+    tally
 }

@@ -54,6 +54,12 @@ impl Recorder {
         self.log.lock().clone()
     }
 
+    /// How many operations are recorded so far.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.log.lock().len()
+    }
+
     fn record(&self, effect: Effect, run: impl FnOnce(&dyn Storage) -> io::Result<()>) -> io::Result<()> {
         let start = self.clock.fetch_add(1, Ordering::SeqCst);
         let result = run(&*self.inner);

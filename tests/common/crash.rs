@@ -1,14 +1,17 @@
 //! The states in which a power cut may leave one file, built from the log of a [`Recorder`].
 //!
 //! A write is durable at a moment when a successful sync began after the write had returned and ended by that
-//! moment. Of what is not durable, any subset of 512-byte sectors may be there. Lengths and punched holes are changes
-//! of the file system's metadata: they come into force in their order, so a state holds a prefix of them.
+//! moment. Of what is not durable, any subset of 512-byte sectors may be there. For lengths and punched holes, which
+//! are changes of the file system's metadata, there are two models: they hold as a prefix, as in a journal, or each
+//! by itself and in part. The file's length follows the data that are there, or is ahead of them.
+//!
+//! [`Recorder`]: cowshed::storage::Recorder
 
 use super::rng::Rng;
-use cowshed::storage::{Effect, Event, Run, Storage};
+use super::scratch::Scratch;
+use cowshed::storage::{Effect, Event};
 use cowshed::units::HostOffset;
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 const SECTOR: usize = 512;
 
@@ -23,7 +26,7 @@ pub enum Strategy {
     Lost(usize),
     /// Only the n-th: finds a wrong order.
     Kept(usize),
-    /// Each write with an even chance.
+    /// Each operation with an even chance.
     Half(u64),
     /// Each sector of each write with an even chance.
     Sectors(u64),
@@ -33,17 +36,55 @@ pub enum Strategy {
     Mask(u64),
 }
 
+/// One state of one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Which operations are there.
+    pub strategy: Strategy,
+    /// Whether punches and lengths hold each by itself, and not as a prefix.
+    pub free: bool,
+    /// Whether the length is already what the lost writes would have made it.
+    pub ahead: bool,
+}
+
+/// How many states are made of one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// All subsets while that is at most so many.
+    pub subsets: usize,
+    /// Chosen ones otherwise, about so many.
+    pub chosen: usize,
+}
+
 /// The file as it was before the log began, and the log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct History {
-    before: Vec<u8>,
+    before: Arc<Vec<u8>>,
     events: Vec<Event>,
 }
 
 impl History {
-    /// A history over `before`, which is durable.
-    pub fn new(before: Vec<u8>, events: Vec<Event>) -> Self {
+    /// A history over `before`, which is durable. Failed operations other than syncs have no place in it.
+    pub fn new(before: Arc<Vec<u8>>, mut events: Vec<Event>) -> Self {
+        assert!(events.iter().all(|event| event.ok || event.effect == Effect::Sync));
+        events.sort_by_key(|event| event.end);
         Self { before, events }
+    }
+
+    /// The same beginning with another log.
+    pub fn with(&self, events: Vec<Event>) -> Self {
+        Self { before: self.before.clone(), events }
+    }
+
+    /// The same on a host that gives no blocks back: whatever is punched keeps its bytes.
+    pub fn without_punches(&self) -> Self {
+        let mut events = self.events.clone();
+        for event in &mut events {
+            if let Effect::Punch(_, len) = &mut event.effect {
+                *len = 0;
+            }
+        }
+        self.with(events)
     }
 
     /// The log.
@@ -55,61 +96,118 @@ impl History {
     pub fn moments(&self) -> usize {
         self.events.len() + 1
     }
-
-    /// The cut after `count` events.
-    pub fn cut(&self, count: usize) -> Cut<'_> {
-        let now = self.events[..count].iter().map(|event| event.end).max().unwrap_or(0);
-        let done = &self.events[..count];
-        let sync = done
-            .iter()
-            .filter(|event| event.ok && event.effect == Effect::Sync)
-            .map(|event| event.start)
-            .max();
-        let mut durable = self.before.clone();
-        let mut pending = Vec::new();
-        for (number, event) in self.events.iter().enumerate() {
-            let finished = number < count;
-            if event.effect == Effect::Sync || !finished && event.start > now {
-                continue;
-            }
-            if finished && sync.is_some_and(|start| event.end < start) {
-                apply(&mut durable, &event.effect);
-            } else {
-                pending.push(&event.effect);
-            }
-        }
-        Cut { durable, pending }
-    }
 }
 
-/// One moment at which power goes.
+/// A walk over the moments of a history, with the file as it durably is.
 #[derive(Debug)]
-pub struct Cut<'a> {
-    durable: Vec<u8>,
-    pending: Vec<&'a Effect>,
+pub struct Sweep<'a> {
+    events: &'a [Event],
+    file: Arc<Scratch>,
+    /// Events that have ended.
+    count: usize,
+    /// Those of them that are durable: events are in the order of their end, so these are the first ones.
+    durable: usize,
+    pending: Vec<usize>,
+    /// Whether an operation had begun and not ended; only several threads bring that about.
+    in_flight: bool,
 }
 
-impl Cut<'_> {
+impl<'a> Sweep<'a> {
+    /// A walk that stands at the moment before the first event.
+    pub fn new(history: &'a History) -> Self {
+        Self {
+            events: &history.events,
+            file: Scratch::new(&history.before),
+            count: 0,
+            durable: 0,
+            pending: Vec::new(),
+            in_flight: false,
+        }
+    }
+
+    /// How many events have ended.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
     /// How many operations may be there or not.
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// The strategies for this moment, at most `most` of them: exhaustive when few operations are pending.
-    pub fn strategies(&self, rng: &mut Rng, most: usize) -> Vec<Strategy> {
+    /// The file: durable, or the state that [`Sweep::put`] made of it.
+    pub fn file(&self) -> &Arc<Scratch> {
+        &self.file
+    }
+
+    /// Goes on to the next moment. `false`: there is none.
+    pub fn advance(&mut self) -> bool {
+        let Some(event) = self.events.get(self.count) else { return false };
+        self.count += 1;
+        if event.ok && event.effect == Effect::Sync {
+            while self.durable < self.count && self.events[self.durable].end < event.start {
+                self.file.apply(&self.events[self.durable].effect);
+                self.durable += 1;
+            }
+            self.file.settle();
+        }
+        let now = event.end;
+        let running = (self.count..self.events.len()).filter(|number| self.events[*number].start < now);
+        let running: Vec<usize> = running.collect();
+        self.in_flight = !running.is_empty();
+        self.pending.clear();
+        self.pending.extend(
+            (self.durable..self.count).chain(running).filter(|n| self.events[*n].effect != Effect::Sync),
+        );
+        true
+    }
+
+    /// The states of this moment. Those without the newest operation were an earlier moment's: they count again only
+    /// when a promise was made `since`, by a flush that returned.
+    pub fn plans(&self, rng: &mut Rng, effort: Effort, since: bool) -> Vec<Plan> {
         let count = self.pending.len();
+        let again =
+            since || self.in_flight || self.count > 0 && self.events[self.count - 1].effect == Effect::Sync;
+        let free_bits = if again { count } else { count.saturating_sub(1) };
+        let mut strategies = Vec::new();
         if count == 0 {
-            return vec![Strategy::None];
+            strategies.push(Strategy::None);
+        } else if count <= 12 && 1 << free_bits <= effort.subsets {
+            let newest = (1_u64 << count) - (1 << free_bits);
+            strategies.extend((0..1 << free_bits).map(|mask| Strategy::Mask(newest | mask)));
+            strategies.push(Strategy::Torn(count - 1, rng.bits()));
+            strategies.push(Strategy::Sectors(rng.bits()));
+        } else {
+            if again {
+                strategies.push(Strategy::None);
+            }
+            self.choose(rng, effort.chosen, &mut strategies);
         }
-        if count <= 6 && 1 << count <= most {
-            let mut all: Vec<Strategy> = (0..1 << count).map(Strategy::Mask).collect();
-            all.extend((0..2).map(|_| Strategy::Torn(rng.below(count as u64) as usize, rng.bits())));
-            return all;
+        strategies
+            .into_iter()
+            .map(|strategy| {
+                // With each by itself the subsets contain the prefixes.
+                let free = matches!(strategy, Strategy::Mask(_)) || rng.chance(50);
+                Plan { strategy, free, ahead: rng.chance(30) }
+            })
+            .collect()
+    }
+
+    /// Before a sync, when most is at stake, each operation is lost once and kept once; at other moments a few are.
+    fn choose(&self, rng: &mut Rng, most: usize, strategies: &mut Vec<Strategy>) {
+        let count = self.pending.len();
+        let syncs = self.events.get(self.count).is_none_or(|event| event.effect == Effect::Sync);
+        if syncs && !self.in_flight {
+            let step = count.div_ceil(32);
+            let first = rng.below(step as u64) as usize;
+            strategies.extend((first..count).step_by(step).map(Strategy::Lost));
+            strategies.extend((first..count).step_by(step).map(Strategy::Kept));
         }
-        let mut all = vec![Strategy::None, Strategy::All];
-        while all.len() < most {
+        strategies.extend([Strategy::All, Strategy::Kept(count - 1)]);
+        let most = strategies.len() + most.saturating_sub(2);
+        while strategies.len() < most {
             let one = rng.below(count as u64) as usize;
-            all.push(match rng.below(6) {
+            strategies.push(match rng.below(6) {
                 0 | 1 => Strategy::Lost(one),
                 2 => Strategy::Kept(one),
                 3 => Strategy::Half(rng.bits()),
@@ -117,143 +215,115 @@ impl Cut<'_> {
                 _ => Strategy::Torn(one, rng.bits()),
             });
         }
-        all
     }
 
-    /// The file's bytes after the cut.
-    pub fn state(&self, strategy: Strategy) -> Vec<u8> {
-        let mut bytes = self.durable.clone();
-        let mut rng = Rng::new(match strategy {
+    /// Makes the file what `plan` leaves of it, until it is rewound.
+    pub fn put(&self, plan: Plan) {
+        let seed = match plan.strategy {
             Strategy::Half(seed) | Strategy::Sectors(seed) | Strategy::Torn(_, seed) => seed,
             _ => 0,
-        });
-        // A prefix of the file system's own changes: those before the first that is lost.
-        let mut ordered_lost = false;
-        for (number, effect) in self.pending.iter().enumerate() {
-            let kept = match strategy {
-                Strategy::None => false,
-                Strategy::All | Strategy::Sectors(_) => true,
-                Strategy::Lost(one) => number != one,
-                Strategy::Kept(one) => number == one,
-                Strategy::Half(_) => rng.chance(50),
-                Strategy::Torn(one, _) => number <= one,
-                Strategy::Mask(mask) => mask >> number & 1 == 1,
-            };
+        };
+        let mut rng = Rng::new(seed);
+        let mut prefix = true;
+        for (number, event) in self.pending.iter().enumerate() {
+            let effect = &self.events[*event].effect;
+            let part = plan.strategy.part(number, &mut rng);
             match effect {
-                Effect::Write(at, data) if kept => match strategy {
-                    Strategy::Sectors(_) => sectors(&mut bytes, *at, data, |_| rng.chance(50)),
-                    Strategy::Torn(one, _) if one == number => {
-                        let border = rng.below((data.len() / SECTOR) as u64 + 1) as usize;
-                        let first = rng.chance(50);
-                        sectors(&mut bytes, *at, data, |sector| (sector < border) == first);
-                    }
-                    _ => apply(&mut bytes, effect),
-                },
+                Effect::Write(at, data) if part != Part::Nothing => {
+                    self.write(part, at.0 as usize, data, &mut rng);
+                }
                 Effect::Write(..) | Effect::Sync => {}
                 Effect::Punch(..) | Effect::SetLen(_) => {
-                    ordered_lost |= !kept;
-                    if !ordered_lost {
-                        apply(&mut bytes, effect);
+                    prefix &= part != Part::Nothing;
+                    let there = if plan.free { part != Part::Nothing } else { prefix };
+                    match effect {
+                        Effect::Punch(at, len) if there && plan.free && part == Part::Torn => {
+                            let len = rng.below(len / SECTOR as u64 + 1) * SECTOR as u64;
+                            self.file.apply(&Effect::Punch(*at, len));
+                        }
+                        _ if there => self.file.apply(effect),
+                        _ => {}
                     }
                 }
             }
         }
-        bytes
-    }
-}
-
-fn sectors(bytes: &mut Vec<u8>, at: HostOffset, data: &[u8], mut kept: impl FnMut(usize) -> bool) {
-    // Torn where the medium's sectors are, not where the write happens to begin.
-    let start = at.0 as usize;
-    let (mut from, mut number) = (start, 0);
-    while from < start + data.len() {
-        let to = ((from / SECTOR + 1) * SECTOR).min(start + data.len());
-        if kept(number) {
-            write(bytes, from, &data[from - start..to - start]);
+        if plan.ahead {
+            self.file.reach(self.full_length());
         }
-        (from, number) = (to, number + 1);
     }
-}
 
-fn write(bytes: &mut Vec<u8>, at: usize, data: &[u8]) {
-    if bytes.len() < at + data.len() {
-        bytes.resize(at + data.len(), 0);
+    fn full_length(&self) -> u64 {
+        let ends = self.pending.iter().map(|event| match &self.events[*event].effect {
+            Effect::Write(at, data) => at.0 + data.len() as u64,
+            _ => 0,
+        });
+        ends.max().unwrap_or(0)
     }
-    bytes[at..at + data.len()].copy_from_slice(data);
-}
 
-fn apply(bytes: &mut Vec<u8>, effect: &Effect) {
-    match effect {
-        Effect::Write(at, data) => write(bytes, at.0 as usize, data),
-        Effect::Punch(at, len) => {
-            let end = (at.0.saturating_add(*len) as usize).min(bytes.len());
-            if (at.0 as usize) < end {
-                bytes[at.0 as usize..end].fill(0);
+    /// Writes the part of `data` that is there, cut where the medium's sectors are, not where the write begins.
+    fn write(&self, part: Part, at: usize, data: &[u8], rng: &mut Rng) {
+        if part == Part::Whole {
+            return self.file.write(at, data);
+        }
+        let border = rng.below((data.len() / SECTOR) as u64 + 1) as usize;
+        let first = rng.chance(50);
+        let (mut from, mut number, end) = (at, 0, at + data.len());
+        while from < end {
+            let to = ((from / SECTOR + 1) * SECTOR).min(end);
+            let kept = if part == Part::Torn { (number < border) == first } else { rng.chance(50) };
+            if kept {
+                self.file.write(from, &data[from - at..to - at]);
             }
+            (from, number) = (to, number + 1);
         }
-        Effect::SetLen(len) => bytes.resize(*len as usize, 0),
-        Effect::Sync => {}
     }
 }
 
-/// A file that is one vector of bytes: quick to make, for thousands of states.
-#[derive(Debug)]
-pub struct Bytes(Mutex<Vec<u8>>);
+/// How much of one operation is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Nothing,
+    Whole,
+    /// All sectors on one side of a border.
+    Torn,
+    /// Any sectors.
+    Some,
+}
 
-impl Bytes {
-    /// A file with these bytes.
-    pub fn new(bytes: Vec<u8>) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(bytes)))
-    }
-
-    /// What it holds now.
-    pub fn bytes(&self) -> Vec<u8> {
-        self.0.lock().unwrap().clone()
+impl Strategy {
+    fn part(self, number: usize, rng: &mut Rng) -> Part {
+        let whole = match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Lost(one) => number != one,
+            Self::Kept(one) => number == one,
+            Self::Half(_) => rng.chance(50),
+            Self::Torn(one, _) if number == one => return Part::Torn,
+            Self::Torn(one, _) => number < one,
+            Self::Sectors(_) => return Part::Some,
+            Self::Mask(mask) => mask >> number & 1 == 1,
+        };
+        if whole { Part::Whole } else { Part::Nothing }
     }
 }
 
-impl Storage for Bytes {
-    fn read_at(&self, buf: &mut [u8], at: HostOffset) -> io::Result<()> {
-        let bytes = self.0.lock().unwrap();
-        let start = (at.0.min(bytes.len() as u64)) as usize;
-        let end = bytes.len().min(start.saturating_add(buf.len()));
-        buf[..end - start].copy_from_slice(&bytes[start..end]);
-        buf[end - start..].fill(0);
-        Ok(())
+/// The log with the event at `from` moved to place `to`. Ticks stay with the places, so that moments keep their numbers.
+pub fn moved(events: &[Event], from: usize, to: usize) -> Vec<Event> {
+    let mut mutant = events.to_vec();
+    let event = mutant.remove(from);
+    mutant.insert(to, event);
+    for (mutant, event) in mutant.iter_mut().zip(events) {
+        (mutant.start, mutant.end) = (event.start, event.end);
     }
+    mutant
+}
 
-    fn write_at(&self, data: &[u8], at: HostOffset) -> io::Result<()> {
-        write(&mut self.0.lock().unwrap(), at.0 as usize, data);
-        Ok(())
+/// The log as if the event at `place` had not happened. A sync stays, and makes nothing durable.
+pub fn without(events: &[Event], place: usize) -> Vec<Event> {
+    let mut mutant = events.to_vec();
+    match mutant[place].effect {
+        Effect::Sync => mutant[place].ok = false,
+        _ => mutant[place].effect = Effect::Punch(HostOffset(0), 0),
     }
-
-    fn punch(&self, at: HostOffset, len: u64) -> io::Result<()> {
-        apply(&mut self.0.lock().unwrap(), &Effect::Punch(at, len));
-        Ok(())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().len() as u64)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.lock().unwrap().resize(len as usize, 0);
-        Ok(())
-    }
-
-    fn run_at(&self, at: HostOffset) -> io::Result<Run> {
-        let len = self.0.lock().unwrap().len() as u64;
-        if at.0 >= len {
-            return Ok(Run { len: u64::MAX - at.0, data: false });
-        }
-        Ok(Run { len: len - at.0, data: true })
-    }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.len()
-    }
+    mutant
 }

@@ -15,6 +15,8 @@ struct Done {
     span: (usize, usize),
     /// Whether it returned an error: its sectors are then old or new.
     failed: bool,
+    /// Whether it is the flush of a close.
+    closes: bool,
 }
 
 /// Everything the guest did, over what the disk held before.
@@ -51,9 +53,34 @@ impl Guest {
         let failed_flush = result.is_err() && step.op == Op::Flush;
         // A write that failed may have happened in part; a flush that failed has not happened.
         if !failed_flush {
-            self.done.push(Done { op: step.op, at, len, span: (start, events()), failed: result.is_err() });
+            let span = (start, events());
+            self.done.push(Done { op: step.op, at, len, span, failed: result.is_err(), closes: false });
         }
         result
+    }
+
+    /// Closes `disk`, which stays usable.
+    pub fn close(&mut self, disk: &Disk, events: impl Fn() -> usize) -> cowshed::Result<()> {
+        let start = events();
+        disk.close()?;
+        let span = (start, events());
+        self.done.push(Done { op: Op::Flush, at: 0, len: 0, span, failed: false, closes: true });
+        Ok(())
+    }
+
+    /// What the guest did, one line for each operation.
+    pub fn story(&self) -> String {
+        self.done.iter().map(|done| format!("  {}\n", done.short())).collect()
+    }
+
+    /// Whether a flush returned when the log had a number of events in `counts`.
+    pub fn flushed_in(&self, counts: std::ops::RangeInclusive<usize>) -> bool {
+        self.done.iter().any(|done| done.op == Op::Flush && counts.contains(&done.span.1))
+    }
+
+    /// What is legal before the log's first event; [`Legal::advance`] brings it to a later moment.
+    pub fn legal(&self) -> Legal<'_> {
+        Legal { guest: self, durable: self.before.clone(), flushed: 0, before_last: 0, begun: 0, count: 0 }
     }
 
     /// What was last written everywhere.
@@ -65,29 +92,98 @@ impl Guest {
 
     /// Asserts that `got` is legal after a cut at which the log had `count` events.
     pub fn assert_legal(&self, got: &[u8], count: usize, what: &str) {
-        assert_eq!(got.len(), self.before.len(), "{what}: size");
-        // Durable: every operation that returned before the start of a flush that returned before the cut.
-        let flushed = self.done.iter().rposition(|done| done.op == Op::Flush && done.span.1 <= count);
-        let mut durable = self.before.clone();
-        let before = &self.done[..flushed.unwrap_or(0)];
-        before.iter().filter(|done| !done.failed).for_each(|done| done.apply(&mut durable));
-        let unsure = before.iter().filter(|done| done.failed);
-        let later: Vec<&Done> = unsure
-            .chain(&self.done[flushed.unwrap_or(0)..])
-            .filter(|done| !matches!(done.op, Op::Flush | Op::Read) && done.span.0 <= count)
-            .collect();
-        for (sector, bytes) in got.chunks(SECTOR).enumerate() {
-            let at = sector * SECTOR;
-            let legal = bytes == &durable[at..at + bytes.len()]
-                || later.iter().any(|done| done.could_leave(at, bytes));
-            assert!(
-                legal,
-                "{what}: sector {sector} holds {}; durable is {}; later operations on it: {:?}",
-                name(bytes),
-                name(&durable[at..at + bytes.len()]),
-                later.iter().filter(|done| done.covers(at)).map(|done| done.short()).collect::<Vec<_>>()
-            );
+        let mut legal = self.legal();
+        legal.advance(count);
+        legal.judge(got).unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+}
+
+/// What may be read after a cut at one moment.
+#[derive(Debug)]
+pub struct Legal<'a> {
+    guest: &'a Guest,
+    /// The operations that returned before the start of a flush that returned by now, over the disk as it was.
+    durable: Vec<u8>,
+    /// The number of that flush, and of the one before it.
+    flushed: usize,
+    before_last: usize,
+    /// Operations that have begun.
+    begun: usize,
+    count: usize,
+}
+
+impl Legal<'_> {
+    /// Goes to the moment at which the log has `count` events; never back.
+    pub fn advance(&mut self, count: usize) {
+        self.count = count;
+        let done = &self.guest.done;
+        while done.get(self.begun).is_some_and(|done| done.span.0 <= count) {
+            self.begun += 1;
         }
+        let flush = |done: &Done| done.op == Op::Flush && done.span.1 <= count;
+        while let Some(more) = done[self.flushed..self.begun].iter().skip(1).position(flush) {
+            let next = self.flushed + 1 + more;
+            done[self.flushed..next]
+                .iter()
+                .filter(|done| !done.failed)
+                .for_each(|d| d.apply(&mut self.durable));
+            (self.before_last, self.flushed) = (self.flushed, next);
+        }
+    }
+
+    /// The operations whose effect is not certain.
+    fn unsure(&self) -> impl Iterator<Item = &Done> {
+        let done = &self.guest.done;
+        let failed = done[..self.flushed].iter().filter(|done| done.failed);
+        failed.chain(&done[self.flushed..self.begun]).filter(|done| !matches!(done.op, Op::Flush | Op::Read))
+    }
+
+    /// Says which sector of `got` is not legal.
+    pub fn judge(&self, got: &[u8]) -> Result<(), String> {
+        if got.len() != self.durable.len() {
+            return Err(format!("the disk has {} bytes, not {}", got.len(), self.durable.len()));
+        }
+        for (number, (block, durable)) in got.chunks(4096).zip(self.durable.chunks(4096)).enumerate() {
+            if block == durable {
+                continue;
+            }
+            for (sector, (bytes, durable)) in block.chunks(SECTOR).zip(durable.chunks(SECTOR)).enumerate() {
+                let at = number * 4096 + sector * SECTOR;
+                if bytes != durable && !self.unsure().any(|done| done.could_leave(at, bytes)) {
+                    return Err(self.complaint(at, bytes));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn complaint(&self, at: usize, bytes: &[u8]) -> String {
+        format!(
+            "sector {} holds {}; durable is {}; later operations on it: {:?}",
+            at / SECTOR,
+            name(bytes),
+            name(&self.durable[at..at + bytes.len()]),
+            self.unsure().filter(|done| done.covers(at)).map(Done::short).collect::<Vec<_>>()
+        )
+    }
+
+    /// Whether a close has just returned, so that nothing may be left over.
+    pub fn is_closed(&self) -> bool {
+        let done = &self.guest.done[..self.begun];
+        done.iter().any(|done| done.closes && done.span.1 == self.count)
+    }
+
+    /// Guest clusters of `1 << bits` bytes that may have been taken since the last flush, and that may have been
+    /// freed since the flush before that: its drops become durable with the next flush only.
+    pub fn taken_and_freed(&self, bits: u32) -> (u64, u64) {
+        let clusters = |done: &Done| match done.op {
+            Op::Write(_) | Op::WriteZeroes | Op::Discard if done.len > 0 => {
+                ((done.at + done.len - 1) >> bits) as u64 - (done.at >> bits) as u64 + 1
+            }
+            _ => 0,
+        };
+        let sum = |from: usize| self.guest.done[from..self.begun].iter().map(clusters).sum();
+        (sum(self.flushed), sum(self.before_last))
     }
 }
 
@@ -121,6 +217,7 @@ impl Done {
             Op::Discard => "discard",
             Op::Flush => "flush",
         };
+        let op = if self.closes { "close" } else { op };
         format!("{op} {:#x}+{:#x} events {:?}", self.at, self.len, self.span)
     }
 }
