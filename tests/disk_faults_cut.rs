@@ -8,10 +8,11 @@ mod common {
     pub mod ops;
     pub mod qemu;
     pub mod rng;
+    pub mod scratch;
     pub mod stamps;
 }
 
-use common::crash::{Bytes, History, Strategy};
+use common::crash::{History, Plan, Strategy, Sweep};
 use common::ops::{Op, Step};
 use common::rng::Rng;
 use common::stamps::Guest;
@@ -19,7 +20,7 @@ use cowshed::Kind;
 use cowshed::disk::{Disk, Layer, RawLayer};
 use cowshed::qcow2::{BackingName, CreateOptions, Image, OpenOptions, check, create};
 use cowshed::storage::{Effect, Event, Fault, Memory, Operation, Recorder, Storage};
-use cowshed::units::GuestOffset;
+use cowshed::units::{GuestOffset, HostOffset};
 use std::sync::Arc;
 
 const SIZE: u64 = 384 << 10;
@@ -36,7 +37,11 @@ fn layouts() -> [CreateOptions; 4] {
 fn open(storage: Arc<dyn Storage>, base: &[u8]) -> cowshed::Result<Disk> {
     let options = OpenOptions { writable: true, ..OpenOptions::default() };
     let top = Layer::Qcow2(Box::new(Image::open(storage, options)?));
-    Disk::new(vec![top, Layer::Raw(RawLayer::new(Bytes::new(base.to_vec()), false)?)])
+    Disk::new(vec![top, Layer::Raw(RawLayer::new(file(base), false)?)])
+}
+
+fn file(bytes: &[u8]) -> Arc<Memory> {
+    Arc::new(Memory::from_bytes(bytes))
 }
 
 fn contents(disk: &Disk) -> cowshed::Result<Vec<u8>> {
@@ -106,14 +111,23 @@ fn assert_latched(events: &[Event], what: &str) {
 }
 
 fn judge(base: &[u8], guest: &Guest, state: Vec<u8>, count: usize, what: &str) {
-    let report = check(Bytes::new(state.clone())).unwrap_or_else(|error| panic!("{what}: check: {error}"));
+    let report = check(file(&state)).unwrap_or_else(|error| panic!("{what}: check: {error}"));
     assert_eq!(report.error_count, 0, "{what}: {:?}", report.errors);
-    let disk = open(Bytes::new(state), base).unwrap_or_else(|error| panic!("{what}: opening: {error}"));
+    let disk = open(file(&state), base).unwrap_or_else(|error| panic!("{what}: opening: {error}"));
     let got = contents(&disk).unwrap_or_else(|error| panic!("{what}: reading: {error}"));
     guest.assert_legal(&got, count, what);
     disk.write(&[9; 4096], GuestOffset(200 << 10))
         .unwrap_or_else(|error| panic!("{what}: going on: {error}"));
     disk.close().unwrap_or_else(|error| panic!("{what}: closing: {error}"));
+}
+
+/// An operation that failed did nothing; it keeps its place, by which moments are counted.
+fn without_effect(mut event: Event) -> Event {
+    if !event.ok && event.effect != Effect::Sync {
+        event.effect = Effect::Punch(HostOffset(0), 0);
+        event.ok = true;
+    }
+    event
 }
 
 fn strategies(pending: usize, rng: &mut Rng) -> Vec<Strategy> {
@@ -152,15 +166,19 @@ fn fail_each(options: &CreateOptions, only: Option<Operation>, errno: i32, lasti
                 "{what}: a failed sync is no refusal"
             );
         }
-        let history = History::new(run.before, run.events);
+        let history = History::new(Arc::new(run.before), run.events.into_iter().map(without_effect).collect());
         let mut rng = Rng::new(after);
         let cuts = [failed.map(|failed| failed + 1), Some(history.moments() - 1)];
         for count in cuts.into_iter().flatten() {
-            let cut = history.cut(count);
-            for strategy in strategies(cut.pending(), &mut rng) {
+            let mut sweep = Sweep::new(&history);
+            while sweep.count() < count && sweep.advance() {}
+            for strategy in strategies(sweep.pending(), &mut rng) {
                 states += 1;
+                sweep.put(Plan { strategy, free: false, ahead: false });
+                let state = sweep.file().bytes();
+                sweep.file().rewind();
                 let what = format!("{what}, cut after {count} events, {strategy:?}");
-                judge(&base, &run.guest, cut.state(strategy), count, &what);
+                judge(&base, &run.guest, state, count, &what);
             }
         }
     }

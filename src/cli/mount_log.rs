@@ -32,7 +32,8 @@ impl MountLog {
     /// The log, to be added to: another server of the same directory may still be writing to it.
     pub(super) fn file(&self) -> Stdio {
         let file = self.folder.as_ref().map(|folder| folder.file(&self.log, FileAccess::Append));
-        file.and_then(Result::ok).map_or_else(Stdio::null, |file| Stdio::from(file.into_file()))
+        file.and_then(Result::ok)
+            .map_or_else(Stdio::null, |file| file.to_file().map_or_else(|_| Stdio::null(), Stdio::from))
     }
 
     pub(super) fn write_pid(&self, pid: u32) {

@@ -114,7 +114,7 @@ impl Store {
 
 /// The file of the block sums, if it has the length and the digest that were sealed.
 fn sealed_sums(folder: &Folder, len: u64, digest: Digest) -> io::Result<Option<File>> {
-    let mut file = folder.file(CRC_FILE, FileAccess::Read)?.into_file();
+    let mut file = folder.file(CRC_FILE, FileAccess::Read)?.to_file()?;
     if file.metadata()?.len() != len {
         return Ok(None);
     }
