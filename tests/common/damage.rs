@@ -177,6 +177,7 @@ fn header() -> Vec<Damage> {
         "header: unknown incompatible bit 5", "plain", |f, _| put(f, 72, 8, 1 << 5);
         "header: unknown incompatible bit 63", "plain", |f, _| put(f, 72, 8, 1 << 63);
         "header: external data bit without a file", "plain", |f, _| put(f, 72, 8, 4);
+        "header: raw data bit without a data file", "plain", |f, _| put(f, 88, 8, 2);
         "header: compression bit with zlib", "plain", |f, _| put(f, 72, 8, 8);
         "header: extended L2 bit with 4 KiB clusters", "plain", |f, _| put(f, 72, 8, 16);
         "header: extended L2 bit taken away", "extended", |f, _| put(f, 72, 8, 0);
