@@ -166,7 +166,8 @@ fn fail_each(options: &CreateOptions, only: Option<Operation>, errno: i32, lasti
                 "{what}: a failed sync is no refusal"
             );
         }
-        let history = History::new(Arc::new(run.before), run.events.into_iter().map(without_effect).collect());
+        let history =
+            History::new(Arc::new(run.before), run.events.into_iter().map(without_effect).collect());
         let mut rng = Rng::new(after);
         let cuts = [failed.map(|failed| failed + 1), Some(history.moments() - 1)];
         for count in cuts.into_iter().flatten() {

@@ -9,22 +9,25 @@ mod common {
     pub mod damage;
     pub mod qemu;
     pub mod rng;
+    pub mod scratch;
 }
 
-use common::crash::{Bytes, History};
+use common::crash::{Effort, History, Sweep};
 use common::damage::{Damage, Layout, all, make};
 use common::qemu;
 use common::rng::{Rng, seed_from_environment};
+use common::scratch::Scratch;
 use cowshed::disk::{Disk, Layer, RawLayer};
 use cowshed::qcow2::{Image, OpenOptions, check, repair};
 use cowshed::storage::Recorder;
 use cowshed::units::GuestOffset;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 const REQUEST: usize = 4096;
 const READ: u64 = 4 << 20;
 /// States looked at for each moment of a repair.
-const STATES: usize = 12;
+const STATES: Effort = Effort { subsets: 12, chosen: 12 };
 
 type Good = HashMap<&'static str, (Vec<u8>, Option<Vec<u8>>)>;
 
@@ -40,12 +43,12 @@ fn good_images() -> Good {
 
 /// What each request reads; nothing where the image cannot be opened.
 fn reads(bytes: &[u8], base: Option<&Vec<u8>>) -> Vec<Option<Vec<u8>>> {
-    let Ok(image) = Image::open(Bytes::new(bytes.to_vec()), OpenOptions::default()) else {
+    let Ok(image) = Image::open(Scratch::new(bytes), OpenOptions::default()) else {
         return Vec::new();
     };
     let mut layers = vec![Layer::qcow2(image)];
     if let Some(base) = base {
-        layers.push(Layer::Raw(RawLayer::new(Bytes::new(base.clone()), false).unwrap()));
+        layers.push(Layer::Raw(RawLayer::new(Scratch::new(base), false).unwrap()));
     }
     let disk = Disk::new(layers).unwrap();
     let places = (0..disk.size().min(READ)).step_by(REQUEST);
@@ -66,11 +69,11 @@ fn keeps(before: &[Option<Vec<u8>>], after: &[Option<Vec<u8>>]) -> bool {
 fn judge(name: &str, bytes: &[u8], base: Option<&Vec<u8>>, rng: &mut Rng, states: &mut u64) -> Vec<String> {
     let mut faults = Vec::new();
     let before = reads(bytes, base);
-    let errors_before = check(Bytes::new(bytes.to_vec())).map_or(u64::MAX, |report| report.error_count);
-    let file = Bytes::new(bytes.to_vec());
-    let recorder = std::sync::Arc::new(Recorder::new(file.clone()));
+    let errors_before = check(Scratch::new(bytes)).map_or(u64::MAX, |report| report.error_count);
+    let file = Scratch::new(bytes);
+    let recorder = Arc::new(Recorder::new(file.clone()));
     let result = repair(recorder.clone());
-    let history = History::new(bytes.to_vec(), recorder.events());
+    let history = History::new(Arc::new(bytes.to_vec()), recorder.events());
     let Ok(report) = result else {
         if file.bytes() != bytes {
             faults.push(format!("{name}: a refused repair changed the file"));
@@ -88,15 +91,19 @@ fn judge(name: &str, bytes: &[u8], base: Option<&Vec<u8>>, rng: &mut Rng, states
     if file.bytes() != repaired {
         faults.push(format!("{name}: a second repair changed something"));
     }
-    for moment in 0..history.moments() {
-        let cut = history.cut(moment);
-        for strategy in cut.strategies(rng, STATES) {
+    let mut sweep = Sweep::new(&history);
+    loop {
+        let moment = sweep.count();
+        for plan in sweep.plans(rng, STATES, true) {
             *states += 1;
-            let state = cut.state(strategy);
+            sweep.put(plan);
+            let state = sweep.file().bytes();
+            sweep.file().rewind();
+            let strategy = plan.strategy;
             if !keeps(&before, &reads(&state, base)) {
                 faults.push(format!("{name}: moment {moment}, {strategy:?}: less is readable than before"));
             }
-            let again = Bytes::new(state);
+            let again = Scratch::new(&state);
             match repair(again.clone()) {
                 Ok(report) if report.is_consistent() && report.leaks == 0 => {}
                 other => faults.push(format!("{name}: moment {moment}, {strategy:?}: {errors_before} errors before, a repair afterwards: {other:?}")),
@@ -107,12 +114,15 @@ fn judge(name: &str, bytes: &[u8], base: Option<&Vec<u8>>, rng: &mut Rng, states
                 ));
             }
         }
+        if !sweep.advance() {
+            break;
+        }
     }
     faults
 }
 
 fn agrees_with_qemu(name: &str, bytes: &[u8], base: Option<&Vec<u8>>) -> Option<String> {
-    let file = Bytes::new(bytes.to_vec());
+    let file = Scratch::new(bytes);
     repair(file.clone()).ok()?;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.qcow2");
@@ -137,7 +147,7 @@ fn a_repair_of_every_damage_keeps_what_could_be_read_at_every_cut() {
         let name = format!("{image}: {name}, seed {number}");
         let found = judge(&name, &damaged, base.as_ref(), &mut Rng::new(number), &mut states);
         faults.extend(found);
-        repaired += u32::from(repair(Bytes::new(damaged.clone())).is_ok());
+        repaired += u32::from(repair(Scratch::new(&damaged)).is_ok());
         faults.extend(agrees_with_qemu(&name, &damaged, base.as_ref()));
     }
     println!("{repaired} repaired, {states} states");
@@ -167,13 +177,15 @@ fn a_repair_of_random_wrong_counts_keeps_what_could_be_read_at_every_cut() {
             let at = spot + rng.below(if spot == layout.refcount_table { 24 } else { 96 }) as usize;
             // In tables only the bit that counting again sets right, and all bits of an unused place.
             damaged[at] = match spot {
-                spot if spot == layout.l2 || spot == layout.l1 => damaged[at] ^ (u8::from(at % 8 == 0) << 7),
+                spot if spot == layout.l2 || spot == layout.l1 => {
+                    damaged[at] ^ (u8::from(at.is_multiple_of(8)) << 7)
+                }
                 _ => rng.bits() as u8 & 3,
             };
         }
         let name = format!("{image}, seed {seed}");
         faults.extend(judge(&name, &damaged, base.as_ref(), &mut rng, &mut states));
-        if repair(Bytes::new(damaged.clone())).is_ok() {
+        if repair(Scratch::new(&damaged)).is_ok() {
             repaired += 1;
             if repaired % 4 == 0 {
                 faults.extend(agrees_with_qemu(&name, &damaged, base.as_ref()));

@@ -166,7 +166,7 @@ impl Builder {
         let host = (cluster << self.cluster_bits) + at as u64;
         let sectors = (host + stream.len() as u64 - 1) / 512 - host / 512;
         let word = COMPRESSED | sectors << (62 - (self.cluster_bits - 8)) | host;
-        let last = (host / 512 + sectors) * 512 >> self.cluster_bits;
+        let last = ((host / 512 + sectors) * 512) >> self.cluster_bits;
         Some(Entry { word, bitmap: 0, uses: cluster..last + 1, content })
     }
 

@@ -27,8 +27,11 @@ pub use texts::texts;
 /// The most memory that looking at one image may take.
 pub const MEMORY: usize = 256 << 20;
 
+/// What a fuzzer calls with each input.
+pub type Target = fn(&[u8]);
+
 /// The targets by name.
-pub const TARGETS: [(&str, fn(&[u8])); 5] =
+pub const TARGETS: [(&str, Target); 5] =
     [("header", header), ("image", image), ("partitions", partitions), ("texts", texts), ("qemu", qemu)];
 
 /// Runs one input and asserts how much memory it took.
