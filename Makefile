@@ -1,6 +1,7 @@
 # make demo     one base, two clones, two virtual machines at once; installs what is missing first
 # make test     everything that must pass; installs what is missing first
 # make build    the release binary
+# make soak     the same for hours: power cuts, kills, threads, fuzzing, mutants; see docs/testing.md
 # make bench    the benchmarks of docs/benchmarks.md; take a quiet machine
 # make install  binary, completions and manual pages below PREFIX (default /usr/local)
 # make clean    what was built, and the demo's store
@@ -14,7 +15,7 @@ BINARY := $(TARGET)/release/cowshed
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .NOTPARALLEL:
-.PHONY: build setup guest lint test demo bench install clean
+.PHONY: build setup guest lint test soak demo bench install clean
 
 build:
 	$(CARGO) build --release --locked
@@ -38,6 +39,11 @@ test: setup guest lint
 		set -x; $(CARGO) test --workspace --locked --no-fail-fast --all-targets; \
 	fi
 	$(CARGO) test --workspace --locked --doc
+	tests/tools/models.sh
+	tests/tools/tsan.sh
+
+soak: setup guest
+	tests/tools/soak.sh
 
 demo: setup build guest
 	@COWSHED=$(abspath $(BINARY)) tests/tools/demo.sh $(abspath $(TARGET))/demo
