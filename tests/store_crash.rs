@@ -348,8 +348,45 @@ fn a_kill_and_then_a_cut_lose_nothing_that_was_reported_by_the_other_half() {
     kill_every_command(4, 36, seed(), 1);
 }
 
-/// Syncs of a command that no state misses here, and why they are made all the same.
-const ELSEWHERE: [(&str, &str); 0] = [];
+/// Syncs whose absence no state here shows, and why they are made all the same.
+const ELSEWHERE: [(&str, &str, &str); 19] = [
+    ("import", "sync 1 of 7: SyncFolder", MADE_BY_THE_DEAD),
+    ("import qcow2", "sync 1 of 7: SyncFolder", MADE_BY_THE_DEAD),
+    (
+        "clone 8",
+        "sync 3 of 4: SyncFolder",
+        "fewer clones need it: their file system is not synced as a whole",
+    ),
+    (
+        "clone 9",
+        "sync 3 of 4: SyncFolder",
+        "fewer clones need it: their file system is not synced as a whole",
+    ),
+    ("checkpoint", "sync 1 of 6: SyncFile", UNFLUSHED),
+    ("checkpoint of a clone without any", "sync 1 of 6: SyncFile", UNFLUSHED),
+    ("restore", "sync 1 of 6: SyncFile", UNFLUSHED),
+    (
+        "check --reseal",
+        "sync 1 of 3: SyncFile",
+        "the file may just have been copied: here it was durable before",
+    ),
+    ("check --repair", "sync 1 of 5: SyncData", LEAKS),
+    ("check --repair", "sync 2 of 5: SyncData", LEAKS),
+    ("check --repair", "sync 3 of 5: SyncData", LEAKS),
+    ("check --repair", "sync 4 of 5: SyncData", LEAKS),
+    ("check --repair", "sync 5 of 5: SyncData", LEAKS),
+    ("export qcow2", "sync 1 of 5: SyncData", NAMELESS),
+    ("export qcow2", "sync 2 of 5: SyncData", NAMELESS),
+    ("export qcow2", "sync 3 of 5: SyncData", NAMELESS),
+    ("export qcow2", "sync 4 of 5: SyncData", NAMELESS),
+    ("run --ephemeral", "sync 1 of 2: SyncData", THROWN_AWAY),
+    ("run --ephemeral", "sync 2 of 2: SyncData", THROWN_AWAY),
+];
+const MADE_BY_THE_DEAD: &str = "whoever made the store may have been killed before it was durable";
+const UNFLUSHED: &str = "a guest may not have flushed: here it had";
+const LEAKS: &str = "leaks are no loss, and this is all that the repair finds here";
+const NAMELESS: &str = "the file has no name before the last of them";
+const THROWN_AWAY: &str = "nobody looks at it after a cut";
 
 /// Leaves out each sync of a command in turn, as if it had not been asked for; those that no state misses.
 fn mutants(name: &str, rng: &mut Rng) -> (usize, Vec<String>) {
@@ -363,7 +400,7 @@ fn mutants(name: &str, rng: &mut Rng) -> (usize, Vec<String>) {
         let mut mutant = events.clone();
         let op = mutant.remove(*lost).op;
         let moments: Vec<usize> = (*lost..=mutant.len()).rev().collect();
-        if cut_at(&journal.start, &mutant, &moments, 24 * moments.len(), rng, judge).is_ok() {
+        if cut_at(&journal.start, &mutant, &moments, 66 * moments.len(), rng, judge).is_ok() {
             let kind = brief(&op);
             missed.push(format!(
                 "sync {} of {}: {}",
@@ -382,13 +419,15 @@ fn the_harness_notices_when_a_sync_of_a_command_is_left_out() {
     let (mut total, mut found) = (0, Vec::new());
     for command in all() {
         let (syncs, missed) = mutants(command.name, &mut rng);
-        println!("{}: {syncs} syncs, not missed: {missed:?}", command.name);
         total += syncs;
         found.extend(missed.into_iter().map(|missed| (command.name, missed)));
     }
-    let found: Vec<(&str, &str)> = found.iter().map(|(name, missed)| (*name, missed.as_str())).collect();
     println!("{} of {total} left-out syncs were noticed, seed {}", total - found.len(), seed());
-    assert_eq!(found, ELSEWHERE);
+    for (name, missed) in &found {
+        let known = ELSEWHERE.iter().find(|(command, sync, _)| command == name && sync == missed);
+        let (_, _, why) = known.unwrap_or_else(|| panic!("{name}: nothing misses {missed}"));
+        println!("{name}: {missed}: {why}");
+    }
 }
 
 /// How often the long versions run, with a seed of its own each time.

@@ -7,7 +7,7 @@
 use super::create::NewLayer;
 use super::gate::{Chain, StandsOn, Way};
 use super::layout::{
-    CLONE_DISK, CLONES, DEPTH_MAX, backing_of_clone, checkpoint_disk, checkpoint_file, checkpoint_of_file,
+    CLONE_DISK, DEPTH_MAX, backing_of_clone, checkpoint_disk, checkpoint_file, checkpoint_of_file,
 };
 use super::manifest::{self, CheckpointManifest, CloneManifest, FORMAT, text_fault};
 use super::staging::StoreLock;
@@ -84,7 +84,7 @@ impl Store {
     /// `NotFound`, `Corrupt`, the host's.
     pub fn checkpoints(&self, name: &Name) -> Result<Vec<Checkpoint>> {
         self.clone_manifest(name)?;
-        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let folder = self.clone_folder(name)?;
         let mut found = Vec::new();
         for number in finished(&folder).map_err(|error| cannot_change(name, error))? {
             if let Some(manifest) = manifest::load::<CheckpointManifest>(&folder, &checkpoint_file(number))? {
@@ -127,7 +127,7 @@ impl Store {
                 format!("checkpoint {number} of {name} cannot be removed: {} stands on it", above.join(", ")),
             ));
         }
-        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let folder = self.clone_folder(name)?;
         let names = [checkpoint_file(number), checkpoint_disk(number)];
         let remove = || -> io::Result<u64> {
             let bytes = usage::of_files(&folder, &names)?.freed;
@@ -146,7 +146,7 @@ impl Store {
         self.settle_log(name)?;
         let way = Way { writable: false, ..Way::of(Access::Write) };
         let (chain, stands_on, manifest) = self.clone_chain(name, way)?;
-        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let folder = self.clone_folder(name)?;
         super::clean::clone_folder(&folder).map_err(|error| cannot_change(name, error))?;
         let active = folder.file(CLONE_DISK, FileAccess::Read).map_err(|error| cannot_change(name, error))?;
         let held = Held { name, folder, manifest, stands_on, chain, active };

@@ -5,7 +5,7 @@
 //! nothing is probed. Each base's fingerprint is compared in O(1).
 
 use super::layout::{
-    BASES, CLONE_DISK, CLONES, DEPTH_MAX, backing_of_base, backing_of_clone, base_disk, checkpoint_disk,
+    BASES, CLONE_DISK, DEPTH_MAX, backing_of_base, backing_of_clone, base_disk, checkpoint_disk,
     checkpoint_file, checkpoint_of_disk,
 };
 use super::log::CloneLog;
@@ -85,7 +85,7 @@ impl Store {
     pub(super) fn clone_chain(&self, name: &Name, way: Way) -> Result<(Chain, StandsOn, CloneManifest)> {
         let manifest = self.clone_manifest(name)?;
         let place = format!("clone {name}");
-        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let folder = self.clone_folder(name)?;
         let base = self.base_of_clone(&place, &manifest)?;
         let mut chain = Chain::default();
         let file = open_locked(&folder, CLONE_DISK, way, &place, &mut chain.locks)?;
@@ -117,7 +117,7 @@ impl Store {
     ) -> Result<(Chain, CloneManifest)> {
         let manifest = self.clone_manifest(name)?;
         let place = format!("clone {name}");
-        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let folder = self.clone_folder(name)?;
         let base = self.base_of_clone(&place, &manifest)?;
         let mut chain = Chain::default();
         self.push_checkpoints(

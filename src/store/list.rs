@@ -177,18 +177,26 @@ impl Store {
 
     pub(super) fn clone_manifest(&self, name: &Name) -> Result<CloneManifest> {
         let manifest = manifest::load(self.folder(), &format!("{CLONES}/{name}/{CLONE_FILE}"))?;
-        manifest.ok_or_else(|| {
-            let is_base = self.versions(name).is_ok_and(|versions| !versions.is_empty());
-            Error::new(
-                Kind::NotFound,
-                match is_base {
-                    true => format!(
-                        "{name} is a base, not a clone; `cowshed clone {name} NAME` makes one, `cowshed verify {name}` reads the base"
-                    ),
-                    false => format!("there is no clone {name}; `cowshed list` shows what there is"),
-                },
-            )
+        manifest.ok_or_else(|| self.no_clone(name))
+    }
+
+    /// A clone's folder.
+    pub(super) fn clone_folder(&self, name: &Name) -> Result<Folder> {
+        self.part(format!("{CLONES}/{name}")).map_err(|error| match error.kind() {
+            Kind::NotFound => self.no_clone(name),
+            _ => error,
         })
+    }
+
+    fn no_clone(&self, name: &Name) -> Error {
+        let is_base = self.versions(name).is_ok_and(|versions| !versions.is_empty());
+        let message = match is_base {
+            true => format!(
+                "{name} is a base, not a clone; `cowshed clone {name} NAME` makes one, `cowshed verify {name}` reads the base"
+            ),
+            false => format!("there is no clone {name}; `cowshed list` shows what there is"),
+        };
+        Error::new(Kind::NotFound, message)
     }
 
     /// Whether a clone has that name; a folder of that name without a manifest counts as well.

@@ -1,6 +1,6 @@
 //! Where the log of a clone's active layer is kept: beside it, as long as a process has the clone open for writing.
 
-use super::layout::{CLONE_DISK, CLONE_LOG, CLONES};
+use super::layout::{CLONE_DISK, CLONE_LOG};
 use super::{Access, Name, Store};
 use crate::error::{Kind, Result};
 use crate::qcow2::LogPlace;
@@ -52,7 +52,7 @@ impl Store {
     /// # Errors
     /// As [`Store::open_clone`].
     pub fn settle_log(&self, name: &Name) -> Result<()> {
-        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let folder = self.clone_folder(name)?;
         if !folder.has(CLONE_LOG).unwrap_or(false) || !folder.has(CLONE_DISK).unwrap_or(false) {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! Accepting checkpoints whose files were copied or put back.
 
 use super::gate::{Trust, Way, check_checkpoint, open_locked};
-use super::layout::{CLONE_DISK, CLONES, checkpoint_disk, checkpoint_file};
+use super::layout::{CLONE_DISK, checkpoint_disk, checkpoint_file};
 use super::manifest::{self, CheckpointManifest, CloneManifest};
 use super::{Access, BaseId, DiskFormat, Name, Store, checkpoint};
 use crate::error::{Error, Kind, Result};
@@ -25,7 +25,7 @@ impl Store {
     pub(crate) fn refusals(&self, name: &Name) -> Result<Refusals> {
         let way = Way::of(Access::Inspect);
         let clone = self.clone_chain(name, way).err().map(|error| error.to_string());
-        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let folder = self.clone_folder(name)?;
         let mut checkpoints: Vec<String> = Vec::new();
         for number in checkpoint::finished(&folder).map_err(|error| cannot(name, error))? {
             if let Err(error) = self.checkpoint_chain(name, number, way) {
@@ -49,7 +49,7 @@ impl Store {
         let _lock = self.lock()?;
         let clone = self.clone_manifest(name)?;
         let base = self.base_of_clone(&format!("clone {name}"), &clone)?;
-        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let folder = self.clone_folder(name)?;
         let mut locks = Vec::new();
         let top = Way { writable: false, trust: Trust::Nothing, ..Way::of(Access::Write) };
         open_locked(&folder, CLONE_DISK, top, &format!("clone {name}"), &mut locks)?;

@@ -91,7 +91,7 @@ impl Store {
         self.clone_manifest(name)?;
         // Of a clone that cannot be opened the files are checked as they are.
         let _ = self.settle_log(name);
-        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let folder = self.clone_folder(name)?;
         let numbers = checkpoint::finished(&folder)
             .map_err(|error| Error::io(format!("cannot list the checkpoints of clone {name}"), error))?;
         let mut locks = Vec::new();

@@ -86,7 +86,7 @@ impl Store {
     /// # Errors
     /// `NotFound` when there is no such clone, the host's.
     pub fn checkpoint_bytes_if_removed(&self, name: &Name, number: u32) -> Result<u64> {
-        let folder = self.part(format!("{CLONES}/{name}"))?;
+        let folder = self.clone_folder(name)?;
         of_files(&folder, &[checkpoint_file(number), checkpoint_disk(number)])
             .map(|blocks| blocks.freed)
             .map_err(|error| Error::io(format!("cannot read {}", folder.path().display()), error))

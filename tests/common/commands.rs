@@ -215,7 +215,7 @@ pub fn everything() -> Built {
     write(&store, "a", 2, 60_000);
     store.checkpoint(&name("a"), None).unwrap();
     store.restore(&name("a"), 1, false).unwrap();
-    write(&store, "a", 3, 120_000);
+    write(&store, "a", 7, 120_000);
     write(&store, "b", 4, 0);
     write(&store, "touched", 5, 0);
     store.checkpoint(&name("touched"), None).unwrap();

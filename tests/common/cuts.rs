@@ -154,8 +154,13 @@ impl<'a> Cut<'a> {
                     if kept && !name_lost {
                         name(&mut world, op);
                     }
-                    if let Op::CreateFile(_, file, inode) = op {
-                        world.file(*file).inode = *inode;
+                    // What is there for later changes, whether the name is or not.
+                    match op {
+                        Op::CreateFile(_, file, inode) => world.file(*file).inode = *inode,
+                        Op::MakeFolder(_, folder) => {
+                            world.entries(*folder);
+                        }
+                        _ => {}
                     }
                 }
             }
@@ -204,20 +209,16 @@ fn name(world: &mut World, op: &Op) {
             world.entries(*id);
             world.entries(*folder).insert(name.clone(), *id);
         }
-        Op::Link((folder, name), id) => drop(world.entries(*folder).insert(name.clone(), *id)),
+        Op::Link((folder, name), id) => {
+            world.file(*id);
+            world.entries(*folder).insert(name.clone(), *id);
+        }
         Op::Rename((from, old), (to, new), id) => {
-            remove(world, *from, old, *id);
+            world.entries(*from).remove(old);
             world.entries(*to).insert(new.clone(), *id);
         }
-        Op::Remove((folder, name), id) => remove(world, *folder, name, *id),
+        Op::Remove((folder, name), _) => drop(world.entries(*folder).remove(name)),
         _ => {}
-    }
-}
-
-fn remove(world: &mut World, folder: Id, name: &str, id: Id) {
-    let entries = world.entries(folder);
-    if entries.get(name) == Some(&id) {
-        entries.remove(name);
     }
 }
 
