@@ -64,8 +64,7 @@ impl NewBase {
 
     /// The empty list of the disk's block sums.
     pub(crate) fn create_sums(&self) -> Result<SumFile> {
-        let file = self.folder()?.create(CRC_FILE).map_err(|error| self.cannot(error))?;
-        Ok(SumFile { file, written: 0, rest: Vec::new() })
+        Ok(SumFile { folder: self.folder()?, file: None, written: 0, rest: Vec::new() })
     }
 
     /// Seals the raw disk, whose content has `sums`, and puts the base in its place.
@@ -117,7 +116,9 @@ impl NewBase {
 /// `blocks.crc` in the making: written as the disk is read, because for the largest disk it is 1 GiB.
 #[derive(Debug)]
 pub(crate) struct SumFile {
-    file: HostFile,
+    folder: Folder,
+    /// Made when the first piece is complete, or at the end.
+    file: Option<HostFile>,
     written: u64,
     rest: Vec<u8>,
 }
@@ -132,19 +133,23 @@ impl SumFile {
         if self.rest.len() < SUM_PIECE {
             return Ok(());
         }
-        self.write().map_err(|error| Error::io("cannot write the sums of the blocks", error))
+        self.write().map(drop).map_err(|error| Error::io("cannot write the sums of the blocks", error))
     }
 
-    fn write(&mut self) -> io::Result<()> {
-        self.file.write_at(&self.rest, HostOffset(self.written))?;
+    fn write(&mut self) -> io::Result<&HostFile> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => self.folder.create(CRC_FILE)?,
+        };
+        let file = self.file.insert(file);
+        file.write_at(&self.rest, HostOffset(self.written))?;
         self.written += length(self.rest.len());
         self.rest.clear();
-        Ok(())
+        Ok(file)
     }
 
     /// All of it is written, durably but for its name.
     fn finish(mut self) -> io::Result<()> {
-        self.write()?;
-        self.file.sync_all()
+        self.write()?.sync_all()
     }
 }
