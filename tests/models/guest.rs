@@ -2,7 +2,7 @@
 //!
 //! A sector is written by one thread only, so that what was written last is known; everybody may read it.
 
-use crate::medium::Medium;
+use crate::medium::{Medium, Sealed};
 use crate::rng::Rng;
 use cowshed::disk::{Disk, Layer, RawLayer};
 use cowshed::qcow2::{BackingName, CreateOptions, Image, LogPlace, OpenOptions, check, create};
@@ -19,7 +19,7 @@ pub const SECTOR: u64 = 512;
 #[derive(Clone)]
 pub struct Start {
     pub image: Vec<u8>,
-    pub base: Vec<u8>,
+    pub base: Arc<[u8]>,
 }
 
 impl Start {
@@ -30,7 +30,7 @@ impl Start {
         let options = CreateOptions { cluster_bits, extended_l2, backing, ..CreateOptions::new(size) };
         let medium = Medium::quiet(Vec::new());
         create(&*medium, &options).unwrap();
-        Self { image: medium.bytes(), base: base(size) }
+        Self { image: medium.bytes(), base: base(size).into() }
     }
 
     /// The usual one: 12 clusters of 16 KiB with subclusters of a sector, in three slices of the table.
@@ -102,11 +102,11 @@ impl Log {
 pub struct Guest {
     pub disk: Disk,
     pub medium: Arc<Medium>,
-    base: Vec<u8>,
+    base: Arc<[u8]>,
     place: Option<Arc<Place>>,
     /// What cuts right behind flushes leave, in schedules that are checked.
     cuts: Mutex<Vec<Cut>>,
-    /// Whether this schedule's images are checked: one of four, for a check costs more than all the rest.
+    /// Whether this schedule's images are checked: one of eight, for a check costs more than all the rest.
     checked: bool,
     /// Never waited for: no other thread runs while it is held.
     log: Mutex<Log>,
@@ -170,8 +170,8 @@ fn chance(end: u64) -> u64 {
     shuttle::rand::Rng::gen_range(&mut shuttle::rand::thread_rng(), 0..end)
 }
 
-fn one_of_four() -> bool {
-    chance(4) == 0
+fn one_of_eight() -> bool {
+    chance(8) == 0
 }
 
 /// Asserts that a check finds no error, and returns how many leaks it finds.
@@ -184,19 +184,19 @@ fn assert_sound(image: &[u8], what: &str) -> u64 {
 impl Guest {
     pub fn new(start: &Start) -> Self {
         let medium = Medium::new(start.image.clone());
-        let disk = open(medium.clone(), Medium::new(start.base.clone()));
+        let disk = open(medium.clone(), Sealed::new(start.base.clone()));
         Self::over(start, medium, disk, None)
     }
 
     /// A guest whose image has a log.
     pub fn logged(start: &Start) -> Self {
         let (medium, place) = (Medium::new(start.image.clone()), Arc::new(Place::default()));
-        let disk = open_logged(medium.clone(), Medium::new(start.base.clone()), place.clone());
+        let disk = open_logged(medium.clone(), Sealed::new(start.base.clone()), place.clone());
         Self::over(start, medium, disk, Some(place))
     }
 
     fn over(start: &Start, medium: Arc<Medium>, disk: Disk, place: Option<Arc<Place>>) -> Self {
-        let (base, checked) = (start.base.clone(), one_of_four());
+        let (base, checked) = (start.base.clone(), one_of_eight());
         Self { disk, medium, base, place, cuts: Mutex::default(), checked, log: Mutex::default() }
     }
 
@@ -306,7 +306,7 @@ impl Guest {
         let log = self.log.lock().unwrap();
         let place = Arc::new(Place(Mutex::new(killed.log.map(Medium::quiet))));
         let medium = Medium::quiet(killed.bytes);
-        let disk = open_logged(medium.clone(), Medium::quiet(self.base.clone()), place);
+        let disk = open_logged(medium.clone(), Sealed::quiet(self.base.clone()), place);
         let mut got = vec![0xee; disk.size() as usize];
         disk.read(&mut got, GuestOffset(0)).unwrap();
         log.assert_legal(0, &got, killed.at, killed.at, "after a kill");
@@ -318,7 +318,7 @@ impl Guest {
 
     /// Opens the image and compares it.
     fn assert_image(&self, log: &Log, bytes: Vec<u8>, certain: u64, possible: u64, what: &str) {
-        let disk = open(Medium::quiet(bytes), Medium::quiet(self.base.clone()));
+        let disk = open(Medium::quiet(bytes), Sealed::quiet(self.base.clone()));
         let mut got = vec![0xee; disk.size() as usize];
         disk.read(&mut got, GuestOffset(0)).unwrap();
         log.assert_legal(0, &got, certain, possible, what);

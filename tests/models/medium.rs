@@ -58,9 +58,7 @@ impl Medium {
     }
 
     fn turn(&self) {
-        if let Some(turn) = &self.turn {
-            drop(turn.lock().unwrap());
-        }
+        take_turn(self.turn.as_ref());
     }
 
     pub fn set_fault(&self, fault: SyncFault) {
@@ -120,6 +118,75 @@ impl Medium {
     }
 }
 
+/// A base: bytes that all schedules share and nobody changes.
+#[derive(Debug)]
+pub struct Sealed {
+    /// As [`Medium::turn`].
+    turn: Option<shuttle::sync::Mutex<()>>,
+    bytes: Arc<[u8]>,
+}
+
+impl Sealed {
+    pub fn new(bytes: Arc<[u8]>) -> Arc<Self> {
+        Arc::new(Self { turn: Some(shuttle::sync::Mutex::new(())), bytes })
+    }
+
+    /// The same for one thread alone.
+    pub fn quiet(bytes: Arc<[u8]>) -> Arc<Self> {
+        Arc::new(Self { turn: None, bytes })
+    }
+}
+
+impl Storage for Sealed {
+    fn read_at(&self, buf: &mut [u8], at: HostOffset) -> io::Result<()> {
+        take_turn(self.turn.as_ref());
+        copy(buf, &self.bytes, at);
+        Ok(())
+    }
+
+    fn write_at(&self, _: &[u8], _: HostOffset) -> io::Result<()> {
+        panic!("a base is written");
+    }
+
+    fn punch(&self, _: HostOffset, _: u64) -> io::Result<()> {
+        panic!("a base is punched");
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.bytes.len() as u64)
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        panic!("a base changes its length");
+    }
+
+    fn run_at(&self, at: HostOffset) -> io::Result<Run> {
+        Ok(Run { len: self.bytes.len() as u64 - at.0, data: true })
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        self.len()
+    }
+}
+
+fn take_turn(turn: Option<&shuttle::sync::Mutex<()>>) {
+    if let Some(turn) = turn {
+        drop(turn.lock().unwrap());
+    }
+}
+
+/// Fills `buf` from `at` on, with zeros behind the end.
+fn copy(buf: &mut [u8], bytes: &[u8], at: HostOffset) {
+    let start = bytes.len().min(at.0 as usize);
+    let end = bytes.len().min(start + buf.len());
+    buf[..end - start].copy_from_slice(&bytes[start..end]);
+    buf[end - start..].fill(0);
+}
+
 fn apply(bytes: &mut Vec<u8>, effect: &Effect) {
     match effect {
         Effect::Write(at, data) => {
@@ -142,11 +209,7 @@ fn apply(bytes: &mut Vec<u8>, effect: &Effect) {
 impl Storage for Medium {
     fn read_at(&self, buf: &mut [u8], at: HostOffset) -> io::Result<()> {
         self.turn();
-        let state = self.state.lock().unwrap();
-        let start = state.current.len().min(at.0 as usize);
-        let end = state.current.len().min(start + buf.len());
-        buf[..end - start].copy_from_slice(&state.current[start..end]);
-        buf[end - start..].fill(0);
+        copy(buf, &self.state.lock().unwrap().current, at);
         Ok(())
     }
 

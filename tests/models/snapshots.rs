@@ -16,7 +16,7 @@ pub fn with_snapshot() -> Start {
     let options = "extended_l2=on,cluster_size=16k";
     run(&["convert", "-f", "raw", "-O", "qcow2", "-o", options, "b.raw", "t.qcow2"]);
     run(&["snapshot", "-q", "-c", "first", "t.qcow2"]);
-    Start { image: std::fs::read(folder.path().join("t.qcow2")).unwrap(), base }
+    Start { image: std::fs::read(folder.path().join("t.qcow2")).unwrap(), base: base.into() }
 }
 
 #[test]
