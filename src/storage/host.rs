@@ -3,6 +3,7 @@
 use super::seal::forget_cached;
 use super::watch::{self, Change, Watcher};
 use super::{Run, Storage, seal};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::units::{HostOffset, SECTOR, length};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -12,7 +13,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A host file, read and written through the page cache at explicit offsets.
 ///

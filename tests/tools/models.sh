@@ -22,4 +22,4 @@ checker() {
 }
 
 checker shuttle --test models -- "$@"
-checker loom --lib -- models "$@"
+checker loom --lib -- "models::${1:-}"
