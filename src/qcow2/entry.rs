@@ -157,6 +157,11 @@ pub(super) fn table_offset(
             "L1 entry {l1_index} ({word:#018x}) does not point to a cluster of the file"
         )));
     }
+    if offset == 0 && word != 0 {
+        return Err(Error::corrupt(format!(
+            "L1 entry {l1_index} ({word:#018x}) is marked as its table's owner, without a table"
+        )));
+    }
     Ok((offset != 0).then_some(HostOffset(offset)))
 }
 

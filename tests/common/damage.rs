@@ -220,6 +220,7 @@ fn l1() -> Vec<Damage> {
         "L1: table unaligned", "plain", |f, l| put(f, l.l1, 8, COPIED | l.l2 as u64 | 512);
         "L1: reserved low bit", "plain", |f, l| put(f, l.l1, 8, COPIED | l.l2 as u64 | 2);
         "L1: reserved high bit", "plain", |f, l| put(f, l.l1, 8, COPIED | 1 << 60 | l.l2 as u64);
+        "L1: copied bit without a table", "plain", |f, l| put(f, l.l1, 8, COPIED);
         "L1: table over the L1 table", "plain", |f, l| put(f, l.l1, 8, COPIED | l.l1 as u64);
         "L1: table over the refcount table", "plain", |f, l| put(f, l.l1, 8, COPIED | l.refcount_table as u64);
         "L1: table over a refcount block", "plain", |f, l| put(f, l.l1, 8, COPIED | l.refcount_block as u64);
