@@ -15,10 +15,12 @@ use common::journal::Faulty;
 use common::shown::{Built, say};
 use cowshed::{Error, Kind};
 
-/// What a user is told: one line, with the cause, and of the kind that the host's error has.
-fn is_one_sentence(error: &Error, errno: i32) -> Result<(), String> {
+/// What a user is told: one line, with the cause, and of the kind that the host's error has. After a failed sync of an image
+/// data are lost, whatever the reason: that is never told as a lack of space, which could be waited for.
+fn is_one_sentence(error: &Error, errno: i32, failed_sync: bool) -> Result<(), String> {
     let said = say("", error);
     let kinds: &[Kind] = match errno {
+        libc::ENOSPC if failed_sync => &[Kind::NoSpace, Kind::Io, Kind::Latched],
         libc::ENOSPC => &[Kind::NoSpace],
         _ => &[Kind::Io, Kind::Latched],
     };
@@ -42,7 +44,7 @@ fn fails_at(case: &Case, number: usize, errno: i32, lasting: bool) -> Result<boo
             return Err(what("a failed sync was reported as a success".to_owned()));
         }
         Ok(()) => {}
-        Err(error) => is_one_sentence(error, errno).map_err(what)?,
+        Err(error) => is_one_sentence(error, errno, host.failed_sync()).map_err(what)?,
     }
     case.judge(built.path(), result.is_ok()).map_err(what)?;
     Ok(true)
