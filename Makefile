@@ -39,7 +39,7 @@ test: setup guest lint
 		set -x; $(CARGO) test --workspace --locked --no-fail-fast --all-targets; \
 	fi
 	$(CARGO) test --workspace --locked --doc
-	tests/tools/models.sh
+	COWSHED_SCHEDULES=$${COWSHED_SCHEDULES:-3000} tests/tools/models.sh
 	tests/tools/tsan.sh
 
 soak: setup guest

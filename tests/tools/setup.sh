@@ -30,6 +30,7 @@ REQUIRED=(
     "xz xz-utils"
     "zstd zstd"
     "flock util-linux"
+    "setpriv util-linux"
     "grub-mkimage grub-common"
     "/usr/lib/grub/i386-pc/boot.img grub-pc-bin"
 )
