@@ -179,9 +179,9 @@ enum Wrong {
 
 /// Every kind that matters. Not here: data before the sync in front of them, which no guest has written yet, and a
 /// punch that comes late or never, which costs space only.
-const WRONGS: [Wrong; 14] = {
+const WRONGS: [Wrong; 13] = {
     use Kind::{Punch, Write};
-    use Structure::{Data, Header, L1, L2, RefcountBlock, RefcountTable};
+    use Structure::{Data, Header, L1, L2, RefcountBlock};
     [
         Wrong::After(Write(Data)),
         Wrong::After(Write(RefcountBlock)),
@@ -191,7 +191,6 @@ const WRONGS: [Wrong; 14] = {
         Wrong::Before(Write(L2)),
         Wrong::Before(Write(L1)),
         Wrong::Before(Punch),
-        Wrong::Before(Write(RefcountTable)),
         Wrong::Before(Write(Header)),
         Wrong::Dropped(Write(Data)),
         Wrong::Dropped(Write(RefcountBlock)),
@@ -245,8 +244,7 @@ fn a_write_on_the_wrong_side_of_a_sync_or_nowhere_is_noticed() {
     let growing = layouts::growing();
     let grows = |right: &Right| right.places(Kind::Write(Structure::Header)).next().is_some();
     let growing_right = (1..20).map(|seed| Right::new(&growing, seed)).find(grows).unwrap();
-    let growth =
-        [Wrong::Before(Kind::Write(Structure::RefcountTable)), Wrong::Before(Kind::Write(Structure::Header))];
+    let growth = [Wrong::Before(Kind::Write(Structure::Header))];
     score = add(score, grade(&growing_right, &growth, &mut Reader::default()));
     for wrong in WRONGS {
         let (all, noticed) = score.get(&wrong).copied().unwrap_or_default();
