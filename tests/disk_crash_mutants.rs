@@ -29,6 +29,8 @@ use common::stamps::Guest;
 use common::workload::{random, record};
 use cowshed::storage::{Effect, Event};
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 
 /// Every subset where few operations are pending, many others elsewhere; QEMU is not asked.
@@ -253,4 +255,29 @@ fn a_write_on_the_wrong_side_of_a_sync_or_nowhere_is_noticed() {
     let missed: Vec<Wrong> =
         WRONGS.into_iter().filter(|wrong| score.get(wrong).is_none_or(|(_, n)| *n == 0)).collect();
     assert!(missed.is_empty(), "nobody notices {missed:?}");
+}
+
+/// `tests/tools/mutants.sh` is long; what it needs is looked at here.
+#[test]
+fn every_patch_that_makes_the_engine_wrong_still_applies() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let patches: Vec<_> =
+        std::fs::read_dir(root.join("tests/mutants")).unwrap().map(|file| file.unwrap().path()).collect();
+    assert!(patches.len() >= 20, "only {} patches", patches.len());
+    for patch in patches {
+        let text = std::fs::read_to_string(&patch).unwrap();
+        let tests: Vec<&str> =
+            text.lines().find_map(|line| line.strip_prefix("Tests: ")).unwrap().split(' ').collect();
+        for test in tests {
+            assert!(
+                root.join("tests").join(test).with_extension("rs").is_file(),
+                "{}: no test {test}",
+                patch.display()
+            );
+        }
+        let command = ["--dry-run", "-s", "-f", "-F0", "-p1", "-i"];
+        let output = Command::new("patch").args(command).arg(&patch).current_dir(root).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{} does not apply: {said}", patch.display());
+    }
 }

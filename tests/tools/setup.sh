@@ -31,6 +31,7 @@ REQUIRED=(
     "zstd zstd"
     "flock util-linux"
     "setpriv util-linux"
+    "patch patch"
     "grub-mkimage grub-common"
     "/usr/lib/grub/i386-pc/boot.img grub-pc-bin"
 )
