@@ -4,20 +4,26 @@
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod common {
+    pub mod crash;
     pub mod images;
     pub mod mortal;
     pub mod ops;
     pub mod qemu;
     pub mod rng;
+    pub mod scratch;
+    pub mod stamps;
 }
 
+use common::crash::{Effort, History, Sweep};
 use common::mortal::{Host, Life, Mortal, MortalLog};
 use common::ops::{Op, Step, random_step};
 use common::rng::{Rng, seed_from_environment};
+use common::scratch::Scratch;
+use common::stamps::Guest as Stamps;
 use common::{images, qemu};
 use cowshed::disk::{Disk, Layer, RawLayer};
 use cowshed::qcow2::{BackingName, CreateOptions, Image, OpenOptions, check, create};
-use cowshed::storage::{Fault, Memory, Operation, Storage};
+use cowshed::storage::{Fault, Memory, Operation, Recorder, Storage};
 use cowshed::units::GuestOffset;
 use std::sync::Arc;
 
@@ -52,8 +58,18 @@ impl Start {
 
     /// Opens the image as a process does that lives for `life`.
     fn open(&self, host: &Arc<Host>, life: &Arc<Life>, options: OpenOptions) -> cowshed::Result<Disk> {
+        self.open_file(Mortal::new(host.image.clone(), life.clone()), host, life, options)
+    }
+
+    fn open_file(
+        &self,
+        file: Arc<dyn Storage>,
+        host: &Arc<Host>,
+        life: &Arc<Life>,
+        options: OpenOptions,
+    ) -> cowshed::Result<Disk> {
         let place = MortalLog::new(host.clone(), life.clone());
-        let image = Image::open_logged(Mortal::new(host.image.clone(), life.clone()), options, place)?;
+        let image = Image::open_logged(file, options, place)?;
         let mut layers = vec![Layer::qcow2(image)];
         if !self.base.is_empty() {
             layers.push(Layer::Raw(RawLayer::new(Arc::new(Memory::from_bytes(&self.base)), false)?));
@@ -234,6 +250,68 @@ fn killed(start: &Start) -> (Arc<Host>, Vec<u8>) {
     disk.write(&[5; 8192], GuestOffset(4096)).unwrap();
     std::mem::forget(disk);
     (host, model)
+}
+
+/// Processes that are killed one after the other, on a file whose changes are recorded, and what the guest did.
+fn record_with_kills(start: &Start, seed: u64) -> (Stamps, History, u64) {
+    let mut rng = Rng::new(seed);
+    let host = Host::new(&[]);
+    let recorder = Arc::new(Recorder::new(Scratch::new(&start.image)));
+    let open = || start.open_file(recorder.clone(), &host, &Life::endless(), writable()).unwrap();
+    let mut disk = open();
+    let mut guest = Stamps::new(contents(&disk));
+    let mut kills = 0;
+    for _ in 0..26 {
+        let (at, len) = (rng.below(start.size / 512 - 300) * 512, rng.between(1, 300) * 512);
+        let op = match rng.below(10) {
+            0..=5 => Op::Write(Vec::new()),
+            6 => Op::WriteZeroes,
+            7 => Op::Discard,
+            _ => Op::Flush,
+        };
+        guest.run(&disk, Step { op, at, len }, || recorder.events().len()).unwrap();
+        if rng.chance(15) {
+            kills += 1;
+            drop(disk);
+            disk = open();
+        }
+    }
+    assert!(contents(&disk) == guest.latest(), "seed {seed}: a kill lost something");
+    (guest, History::new(Arc::new(start.image.clone()), recorder.events()), kills)
+}
+
+#[test]
+fn a_power_cut_after_kills_loses_nothing_that_was_flushed() {
+    for (bits, extended) in [(17, true), (16, false), (12, false)] {
+        let start = Start::ours(bits, extended);
+        let (mut states, mut killed) = (0, 0);
+        for seed in seed_from_environment().map_or(1..=4, |seed| seed..=seed) {
+            let (guest, history, kills) = record_with_kills(&start, seed);
+            killed += kills;
+            let mut rng = Rng::new(seed);
+            let mut sweep = Sweep::new(&history);
+            loop {
+                let count = sweep.count();
+                for plan in sweep.plans(&mut rng, Effort { subsets: 8, chosen: 4 }, true) {
+                    states += 1;
+                    sweep.put(plan);
+                    let host = Host::new(&sweep.file().bytes());
+                    sweep.file().rewind();
+                    let what =
+                        format!("cluster bits {bits}, seed {seed}, cut after {count} events, {plan:?}");
+                    let report = check(host.image.clone()).unwrap();
+                    assert_eq!(report.error_count, 0, "{what}: {:?}", report.errors);
+                    let disk = start.open(&host, &Life::endless(), writable()).unwrap();
+                    guest.assert_legal(&contents(&disk), count, &what);
+                }
+                if !sweep.advance() {
+                    break;
+                }
+            }
+        }
+        println!("cluster bits {bits}: {killed} kills, {states} states");
+        assert!(killed > 5 && states > 300 || seed_from_environment().is_some());
+    }
 }
 
 #[test]

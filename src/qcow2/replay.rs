@@ -36,6 +36,9 @@ impl Image {
             error.at("the log beside the image does not fit it (without the log the image is as at the last flush)")
         })?;
         if let Some(writer) = &mut image.writer {
+            // A killed process may have left bytes unsynced, in places that have long been allocated too: the first commit
+            // makes them durable before any entry.
+            writer.written.set();
             // A version 2 header has no place for the nonce.
             writer.log = match left {
                 Some(left) => Some(Log::continued(place, left)),
