@@ -5,8 +5,11 @@
 #        fuzz.sh --minimise TARGET  replaces the kept corpus by the smallest one with the same coverage
 #
 # Installs cargo-fuzz when it is missing. Needs no nightly toolchain: the flags are unlocked by RUSTC_BOOTSTRAP. Runs without
-# a sanitizer, ten times as fast, for there is hardly any unsafe code; COWSHED_FUZZ_SANITIZER=address takes one. What is found is left in tests/fuzz/artifacts/TARGET, and the exit code is then not 0: copy the file to
-# tests/fuzz/findings/TARGET under a name that says what it breaks. New inputs that reach more code stay in target/fuzz-corpus.
+# a sanitizer, ten times as fast, for there is hardly any unsafe code; COWSHED_FUZZ_SANITIZER=address takes one.
+#
+# What is found is left in tests/fuzz/artifacts/TARGET, and the exit code is then not 0: copy the file to
+# tests/fuzz/findings/TARGET under a name that says what it breaks. New inputs that reach more code stay in
+# target/fuzz-corpus.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

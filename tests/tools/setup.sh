@@ -12,6 +12,7 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 # What must be there: "command package [package ...]". A command may name a file instead.
 REQUIRED=(
     "cc gcc libc6-dev"
+    "c++ g++"
     "qemu-img qemu-utils"
     "qemu-io qemu-utils"
     "qemu-system-x86_64 qemu-system-x86"
