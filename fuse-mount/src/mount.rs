@@ -193,6 +193,12 @@ fn start<S: Source>(
     Ok(shared)
 }
 
+/// The connection ended while one of the threads was being handed a request, which is how the kernel says it then. All
+/// that was handed over before is answered.
+fn is_end(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ECONNABORTED)
+}
+
 /// Serves until unmounted; then makes durable and drops what is still open.
 fn serve<S: Source>(session: Session<Front<S>>, view: &View<S>, shared: &Shared) -> Option<Error> {
     let served = session.run();
@@ -205,6 +211,7 @@ fn serve<S: Source>(session: Session<Front<S>>, view: &View<S>, shared: &Shared)
         (Err((file, code)), _) => {
             Some(Error::Flush { file, source: io::Error::from_raw_os_error(code.code()) })
         }
+        (Ok(()), Err(source)) if is_end(&source) => None,
         (Ok(()), Err(source)) => Some(Error::Session { dir: shared.dir.clone(), source }),
         (Ok(()), Ok(())) => None,
     }
