@@ -277,7 +277,11 @@ impl Left {
     /// Reads the log of the image with `nonce` in its header; `None` when what is there is no log, another image's, or of
     /// another session.
     pub(super) fn read(place: &dyn LogPlace, nonce: u32, writable: bool) -> io::Result<Option<Self>> {
-        let Some(storage) = place.open(writable)?.filter(|_| nonce != 0) else { return Ok(None) };
+        // The header is read anyway; a file beside the image is looked for only when it says that there is one.
+        if nonce == 0 {
+            return Ok(None);
+        }
+        let Some(storage) = place.open(writable)? else { return Ok(None) };
         let mut head = [0; RawLogHead::SIZE];
         storage.read_at(&mut head, HostOffset(0))?;
         let sum = crc32fast::hash(&head[..HEAD_SUMMED]);
