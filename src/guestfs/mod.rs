@@ -6,5 +6,7 @@
 mod gpt;
 mod mbr;
 pub mod partitions;
+mod time;
 
 pub use partitions::{Partition, PartitionKind, partitions};
+pub use time::Time;
