@@ -332,6 +332,31 @@ fn rename_of_a_clone_with_checkpoints_survives_power_cuts() {
 }
 
 #[test]
+fn import_update_survives_power_cuts() {
+    survives("import --update");
+}
+
+#[test]
+fn promote_survives_power_cuts() {
+    survives("promote");
+}
+
+#[test]
+fn rebase_keep_survives_power_cuts() {
+    survives("rebase --strategy keep");
+}
+
+#[test]
+fn rebase_replace_survives_power_cuts() {
+    survives("rebase --strategy replace");
+}
+
+#[test]
+fn undo_survives_power_cuts() {
+    survives("undo");
+}
+
+#[test]
 fn a_cut_in_the_next_command_is_survived_too() {
     for command in all() {
         recovery_survives(command.name, 3, 8, seed());

@@ -43,7 +43,7 @@ fn row(checkpoint: &Checkpoint, current: Option<u32>) -> Vec<String> {
         checkpoint.note.iter().flat_map(|note| note.chars().filter(|c| !c.is_control())).collect();
     vec![
         format!("{mark}{}", checkpoint.number),
-        checkpoint.parent.map_or_else(|| "base".to_owned(), |parent| parent.to_string()),
+        checkpoint.parent.map_or_else(|| checkpoint.base.to_string(), |parent| parent.to_string()),
         checkpoint.created.clone(),
         note,
     ]

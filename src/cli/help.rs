@@ -4,10 +4,11 @@ use clap::Command;
 use std::fmt::Write;
 
 /// All commands, by what they are for.
-const GROUPS: [(&str, &[&str]); 6] = [
+const GROUPS: [(&str, &[&str]); 7] = [
     ("Images", &["import", "export"]),
     ("Clones", &["clone", "rename", "rm"]),
     ("Look", &["list", "tree", "info", "map", "path"]),
+    ("Update", &["promote", "rebase", "undo"]),
     ("Go back", &["checkpoint", "checkpoints", "restore"]),
     ("Trust", &["check", "verify"]),
     ("Use", &["mount", "umount", "run"]),
@@ -21,6 +22,7 @@ Examples:
   cowshed mount /mnt/disks                       see each disk as a raw file
   cowshed run web-1                              boot a clone
   cowshed list                                   what there is, and what it costs
+  cowshed import --update debian new.qcow2       debian@2, as a delta over debian@1
 ";
 
 /// `command` with its overview in groups.

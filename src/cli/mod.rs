@@ -21,12 +21,15 @@ mod output;
 mod path;
 mod plan;
 mod progress;
+mod promote;
+mod rebase;
 mod rename;
 mod restore;
 mod rm;
 mod run;
 mod tree;
 mod umount;
+mod undo;
 mod units;
 mod verify;
 
@@ -62,6 +65,9 @@ enum Command {
     Checkpoint(checkpoint::Checkpoint),
     Checkpoints(checkpoints::Checkpoints),
     Restore(restore::Restore),
+    Promote(promote::Promote),
+    Rebase(rebase::Rebase),
+    Undo(undo::Undo),
     Check(check::Check),
     Verify(verify::Verify),
     Mount(mount::Mount),
@@ -90,6 +96,9 @@ impl Command {
             Self::Checkpoint(command) => command.run(context),
             Self::Checkpoints(command) => command.run(context),
             Self::Restore(command) => command.run(context),
+            Self::Promote(command) => command.run(context),
+            Self::Rebase(command) => command.run(context),
+            Self::Undo(command) => command.run(context),
             Self::Check(command) => command.run(context),
             Self::Verify(command) => command.run(context),
             Self::Mount(command) => command.run(context),

@@ -2,13 +2,13 @@
 
 use super::Progress;
 use super::convert::convert;
-use super::scan::{Flat, Nowhere, scan};
+use super::scan::{Nowhere, scan};
 use super::source::{Source, SourceFile};
+use super::version::{Stored, padded, store_delta, store_disk};
 use crate::disk::{Disk, Layer, RawLayer};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
-use crate::store::{Base, DISK_MAX, DiskFormat, Name, NewBase, Store, SumFile, Sums};
-use crate::units::SECTOR;
+use crate::store::{Access, Base, DiskFormat, Name, NewBase, Scratch, Store};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -36,19 +36,22 @@ pub struct ImportRequest {
     pub source: PathBuf,
     /// Its format; recognised by the magic bytes of the structured formats when `None`, raw without any.
     pub format: Option<Format>,
-    /// The base's name; it becomes version 1.
+    /// The base's name.
     pub name: Name,
+    /// Whether it becomes the next version of a base that there is, instead of version 1 of a new one.
+    pub update: bool,
     /// Whether a qcow2 source's backing files in the same folder are read as well; refused otherwise.
     pub follow_backing: bool,
 }
 
-/// Copies an image into the store as a new base.
+/// Copies an image into the store as a new base, or as the next version of one: a delta over the version before, or
+/// whole when more than half differs.
 ///
 /// A raw disk whose length is no multiple of 512 bytes is padded with zeros.
 ///
 /// # Errors
-/// `Exists`, `Corrupt`, `Unsupported`, `Busy` (somebody writes to the source), `Changed` (it changed meanwhile),
-/// `NoSpace`, `Interrupted`, the host's. Nothing is left behind.
+/// `Exists`, `NotFound` (no base to update), `Corrupt`, `Unsupported`, `Busy` (somebody writes to the source), `Changed`
+/// (it changed meanwhile), `NoSpace`, `Interrupted`, the host's. Nothing is left behind.
 pub fn import(store: &Store, request: &ImportRequest, progress: &dyn Progress) -> Result<Base> {
     let top = SourceFile::open(&request.source)?;
     let format = match request.format {
@@ -56,19 +59,36 @@ pub fn import(store: &Store, request: &ImportRequest, progress: &dyn Progress) -
         None => top.recognise()?,
     };
     let source = request.source.display().to_string();
-    let new = store.new_base(&request.name)?;
-    let Copied { size, sums, list } = match format {
+    let new = match request.update {
+        true => store.new_version(&request.name)?,
+        false => store.new_base(&request.name)?,
+    };
+    let stored = match format {
         Format::Raw | Format::Qcow2 => native(request, top, format, &new, progress)?,
         _ => converted(&top, format, &new, progress).map_err(|error| error.at(&source))?,
     };
-    new.commit(size, &sums, list, &source)
+    new.commit(stored.finished(&source))
 }
 
-/// A disk that was copied into a new base.
-struct Copied {
-    size: u64,
-    sums: Sums,
-    list: SumFile,
+/// Makes a clone's present content the next version of a base. The clone stays as it is.
+///
+/// # Errors
+/// `NotFound`, `Busy` while somebody writes to the clone, `Changed`, `NoSpace`, `Interrupted`, the host's.
+pub fn promote(store: &Store, clone: &Name, base: &Name, progress: &dyn Progress) -> Result<Base> {
+    let open = store.open_clone(clone, Access::Read)?;
+    let new = store.new_version(base)?;
+    let stored = store_disk(&open.disk, &new, progress).map_err(|error| error.at(format!("clone {clone}")))?;
+    new.commit(stored.finished(&format!("clone {clone}")))
+}
+
+/// Makes what a throw-away layer shows the next version of a base.
+///
+/// # Errors
+/// As [`promote`].
+pub fn promote_scratch(store: &Store, scratch: &Scratch, base: &Name, progress: &dyn Progress) -> Result<Base> {
+    let new = store.new_version(base)?;
+    let stored = store_disk(&scratch.disk.disk, &new, progress)?;
+    new.commit(stored.finished("an edit of the version before"))
 }
 
 fn native(
@@ -77,41 +97,35 @@ fn native(
     format: Format,
     new: &NewBase,
     progress: &dyn Progress,
-) -> Result<Copied> {
+) -> Result<Stored> {
     let source = Source::open(request, top, format)?;
-    let place = request.source.display();
-    let size = padded(source.disk.size()).map_err(|error| error.at(&place))?;
-    let out = new.create_disk(DiskFormat::Raw)?;
-    out.set_len(size).map_err(|error| Error::io(format!("cannot make a file of {size} bytes"), error))?;
-    let mut list = new.create_sums()?;
-    let sums = scan(&source.disk, size, &Flat(&out), progress, &mut |sum| list.push(sum))
-        .map_err(|error| error.at(&place))?;
+    let stored =
+        store_disk(&source.disk, new, progress).map_err(|error| error.at(request.source.display()))?;
     source.files.iter().try_for_each(SourceFile::unchanged)?;
-    Ok(Copied { size, sums, list })
+    Ok(stored)
 }
 
-/// The child writes the base's own file; its content is then read once for the sums.
-fn converted(top: &SourceFile, format: Format, new: &NewBase, progress: &dyn Progress) -> Result<Copied> {
+/// The child writes a raw file; its content is then read once for the sums, and once more for a delta.
+fn converted(top: &SourceFile, format: Format, new: &NewBase, progress: &dyn Progress) -> Result<Stored> {
     let path = new.disk_path(DiskFormat::Raw);
     convert(top, format, &path, progress)?;
     top.unchanged()?;
     let cannot = |error| Error::io("cannot read what qemu-img wrote", error);
     let file = new.open_disk(DiskFormat::Raw)?;
-    let len = file.len().map_err(cannot)?;
-    let size = padded(len)?;
+    let size = padded(file.len().map_err(cannot)?)?;
     file.set_len(size).map_err(cannot)?;
     let disk = Disk::new(vec![Layer::Raw(RawLayer::new(Arc::new(file), false)?)])?;
+    let stored = match new.open_before()? {
+        Some(before) => store_delta(&disk, &before, new, progress)?,
+        None => None,
+    };
+    if let Some(stored) = stored {
+        new.remove_disk(DiskFormat::Raw)?;
+        return Ok(stored);
+    }
     let mut list = new.create_sums()?;
     let sums = scan(&disk, size, &Nowhere, progress, &mut |sum| list.push(sum))?;
-    Ok(Copied { size, sums, list })
-}
-
-fn padded(len: u64) -> Result<u64> {
-    match len {
-        0 => Err(Error::invalid("it is empty: there is no disk in it")),
-        1..=DISK_MAX => Ok(len.next_multiple_of(SECTOR)),
-        _ => Err(Error::invalid(format!("its disk has {len} bytes; at most 16 TiB are taken"))),
-    }
+    Ok(Stored { format: DiskFormat::Raw, is_delta: false, size, sums, list })
 }
 
 impl std::str::FromStr for Format {

@@ -7,9 +7,11 @@ pub mod import;
 pub mod map;
 mod mounted;
 mod newfile;
+pub mod rebase;
 mod scan;
 mod source;
 pub mod verify;
+mod version;
 
 /// Who is told how far a job is, and who may stop it. Called from several threads.
 pub trait Progress: Sync {

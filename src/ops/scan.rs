@@ -1,25 +1,26 @@
-//! One pass over a disk: the sums of all blocks, and a sparse copy on the way.
+//! One pass over a disk: the sums of all blocks, and on the way a copy of it, or of what differs from another disk.
 
 use super::Progress;
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskExtent};
 use crate::error::{Error, Kind, Result};
 use crate::storage::Storage;
 use crate::store::{BLOCK, BlockSum, ContentSums, Sums};
 use crate::units::{GIB, GuestOffset, HostOffset, MIB, index, length};
 use crate::zero::is_zero;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// What one thread reads at a time: a multiple of [`BLOCK`].
 pub(super) const CHUNK: u64 = 4 * MIB;
-/// A hole is skipped in steps of at most this, a multiple of [`CHUNK`], so that a stop is noticed.
+/// What need not be read is skipped in steps of at most this, a multiple of [`CHUNK`], so that a stop is noticed.
 const STRIDE: u64 = 64 * GIB;
 
 /// Where the bytes of a scan go to.
 pub(super) trait Sink: Sync {
-    /// `data`, which is not all zero, belongs at `at`. Ranges that are never put read as zeros.
+    /// `data` belongs at `at`. It is all zero only when the disk that is compared with is not.
     fn put(&self, data: &[u8], at: u64) -> Result<()>;
 
-    /// Zeros shorter than this many bytes, or not aligned to it, are put like data.
+    /// What is the same as before is told in units of this many bytes, a divisor of [`BLOCK`].
     fn grain(&self) -> usize {
         4096
     }
@@ -64,17 +65,45 @@ impl Sink for Disk {
     }
 }
 
+/// The disk that a scan compares with: what is the same there is not put.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Against<'a> {
+    /// The disk.
+    pub(super) disk: &'a Disk,
+    /// So many layers at the bottom of both disks are the same files: what comes from there need not be read.
+    pub(super) shared: usize,
+}
+
 /// What was read of a chunk.
 #[derive(Default)]
 struct Chunk {
     sums: Vec<BlockSum>,
-    /// The bytes, when they have still to be put.
+    /// The bytes, when something of them has still to be put.
     bytes: Vec<u8>,
+    /// What has to be put.
+    runs: Vec<Range<usize>>,
+}
+
+/// What a thread reads into.
+#[derive(Default)]
+struct Buffers {
+    new: Vec<u8>,
+    old: Vec<u8>,
+}
+
+/// What is known of a run of the disk without reading it.
+struct Known {
+    len: u64,
+    /// It reads as zeros.
+    zeros: bool,
+    /// Nothing of it has to be put.
+    settled: bool,
 }
 
 /// The work that a scan does on each chunk.
 struct Scan<'a> {
     disk: &'a Disk,
+    against: Option<Against<'a>>,
     size: u64,
     sink: &'a dyn Sink,
     sums: bool,
@@ -95,22 +124,72 @@ pub(super) fn scan(
     progress: &dyn Progress,
     each: EachSum<'_>,
 ) -> Result<Sums> {
-    Scan { disk, size, sink, sums: true, tolerant: false, progress }.sum(each)
+    Scan { disk, against: None, size, sink, sums: true, tolerant: false, progress }.sum(each)
 }
 
-/// The same without a copy; blocks that cannot be read say so in their sums, and count as zeros in the whole's.
+/// The same, but `sink` gets what differs from another disk, which reads as zeros past its end.
+pub(super) fn scan_against(
+    disk: &Disk,
+    against: Against<'_>,
+    size: u64,
+    sink: &dyn Sink,
+    progress: &dyn Progress,
+    each: EachSum<'_>,
+) -> Result<Sums> {
+    Scan { disk, against: Some(against), size, sink, sums: true, tolerant: false, progress }.sum(each)
+}
+
+/// As [`scan`] without a copy; blocks that cannot be read say so in their sums, and count as zeros in the whole's.
 pub(super) fn scan_damaged(
     disk: &Disk,
     size: u64,
     progress: &dyn Progress,
     each: EachSum<'_>,
 ) -> Result<Sums> {
-    Scan { disk, size, sink: &Nowhere, sums: true, tolerant: true, progress }.sum(each)
+    Scan { disk, against: None, size, sink: &Nowhere, sums: true, tolerant: true, progress }.sum(each)
 }
 
-/// The same without sums: what is not zero goes to `sink`.
+/// As [`scan`] without sums: what is not zero goes to `sink`.
 pub(super) fn copy(disk: &Disk, size: u64, sink: &dyn Sink, progress: &dyn Progress) -> Result<()> {
-    Scan { disk, size, sink, sums: false, tolerant: false, progress }.run(|_| Ok(()))
+    Scan { disk, against: None, size, sink, sums: false, tolerant: false, progress }.run(|_| Ok(()))
+}
+
+/// As [`scan_against`] without sums: what differs goes to `sink`.
+pub(super) fn difference(
+    disk: &Disk,
+    against: Against<'_>,
+    sink: &dyn Sink,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let size = disk.size();
+    Scan { disk, against: Some(against), size, sink, sums: false, tolerant: false, progress }.run(|_| Ok(()))
+}
+
+impl Against<'_> {
+    /// Whether two extents at the same place of two disks come from the same file.
+    fn is_shared(&self, disk: &Disk, new: Option<usize>, old: Option<usize>) -> bool {
+        let below = |disk: &Disk, depth: usize| disk.layers().len() - depth <= self.shared;
+        match (new, old) {
+            (Some(new), Some(old)) => below(disk, new) && below(self.disk, old),
+            _ => false,
+        }
+    }
+}
+
+/// What `disk` has at `at`; past its end zeros.
+fn extent(disk: &Disk, at: u64) -> Result<DiskExtent> {
+    if at < disk.size() {
+        return disk.extent(GuestOffset(at));
+    }
+    Ok(DiskExtent { len: u64::MAX - at, data: false, depth: None, host: None, compressed: false })
+}
+
+/// Reads `disk` (zeros past its end).
+fn read(disk: &Disk, buf: &mut [u8], at: u64) -> Result<()> {
+    let there = index(disk.size().saturating_sub(at).min(length(buf.len())));
+    let (inside, outside) = buf.split_at_mut(there);
+    outside.fill(0);
+    if inside.is_empty() { Ok(()) } else { disk.read(inside, GuestOffset(at)) }
 }
 
 impl Scan<'_> {
@@ -131,22 +210,22 @@ impl Scan<'_> {
         let mut at = 0;
         while at < self.size {
             self.check_cancelled()?;
-            let hole = self.hole(at, self.size.min(at + STRIDE))? / CHUNK * CHUNK;
-            if hole > 0 {
+            let skipped = self.skip(at, self.size.min(at + STRIDE))? / CHUNK * CHUNK;
+            if skipped > 0 {
                 if self.sums {
-                    (0..hole / BLOCK).try_for_each(|_| each(&BlockSum::zeros()))?;
+                    (0..skipped / BLOCK).try_for_each(|_| each(&BlockSum::zeros()))?;
                 }
-                self.progress.advance(hole);
-                at += hole;
+                self.progress.advance(skipped);
+                at += skipped;
                 continue;
             }
             let end = self.size.min(at + window);
             let chunks: Vec<u64> = (at..end).step_by(index(CHUNK)).collect();
             let results: Vec<Result<Chunk>> =
-                chunks.par_iter().map_init(Vec::new, |buf, start| self.chunk(*start, buf)).collect();
+                chunks.par_iter().map_init(Buffers::default, |buf, start| self.chunk(*start, buf)).collect();
             for (start, result) in chunks.into_iter().zip(results) {
                 let chunk = result?;
-                self.put_blocks(&chunk.bytes, start)?;
+                self.put(&chunk.bytes, &chunk.runs, start)?;
                 chunk.sums.iter().try_for_each(&mut each)?;
             }
             at = end;
@@ -161,56 +240,119 @@ impl Scan<'_> {
         }
     }
 
-    /// Bytes from `at` on, up to `end`, that surely read as zeros.
-    fn hole(&self, at: u64, end: u64) -> Result<u64> {
-        let mut here = at;
-        while here < end.min(self.disk.size()) {
-            let extent = self.disk.extent(GuestOffset(here))?;
-            if extent.data {
-                break;
-            }
-            here += extent.len.max(1);
-        }
-        let here = if here >= self.disk.size() { end } else { here.min(end) };
-        Ok(here - at)
+    fn known(&self, at: u64) -> Result<Known> {
+        let new = extent(self.disk, at)?;
+        let Some(against) = &self.against else {
+            return Ok(Known { len: new.len.max(1), zeros: !new.data, settled: !new.data });
+        };
+        let old = extent(against.disk, at)?;
+        let settled = (!new.data && !old.data) || against.is_shared(self.disk, new.depth, old.depth);
+        Ok(Known { len: new.len.min(old.len).max(1), zeros: !new.data, settled })
     }
 
-    fn chunk(&self, start: u64, buf: &mut Vec<u8>) -> Result<Chunk> {
+    /// Bytes from `at` on, up to `end`, of which nothing has to be read.
+    fn skip(&self, at: u64, end: u64) -> Result<u64> {
+        let mut here = at;
+        while here < end {
+            let known = self.known(here)?;
+            if !known.settled || (self.sums && !known.zeros) {
+                break;
+            }
+            here = here.saturating_add(known.len);
+        }
+        Ok(here.min(end) - at)
+    }
+
+    /// The parts of a chunk of which something may have to be put, in whole grains from its start.
+    fn unsettled(&self, start: u64, len: u64) -> Result<Vec<Range<usize>>> {
+        let grain = self.sink.grain();
+        let mut found: Vec<Range<usize>> = Vec::new();
+        let mut at = 0;
+        while at < len {
+            let known = self.known(start + at)?;
+            let end = len.min(at.saturating_add(known.len));
+            if !known.settled {
+                let from = index(at) / grain * grain;
+                let to = index(end).next_multiple_of(grain).min(index(len));
+                match found.last_mut() {
+                    Some(last) if last.end >= from => last.end = to,
+                    _ => found.push(from..to),
+                }
+            }
+            at = end;
+        }
+        Ok(found)
+    }
+
+    fn chunk(&self, start: u64, buf: &mut Buffers) -> Result<Chunk> {
         self.check_cancelled()?;
         let len = CHUNK.min(self.size - start);
-        if self.hole(start, start + len)? == len && len == CHUNK {
+        if self.skip(start, start + len)? == len && len == CHUNK {
             self.progress.advance(len);
             let sums = if self.sums { vec![BlockSum::zeros(); index(CHUNK / BLOCK)] } else { Vec::new() };
             return Ok(Chunk { sums, ..Chunk::default() });
         }
-        buf.resize(index(len), 0);
-        let there = index(self.disk.size().saturating_sub(start).min(len));
-        let unreadable = match self.disk.read(&mut buf[..there], GuestOffset(start)) {
-            Ok(()) => Vec::new(),
-            Err(error) => self.read_blocks(&mut buf[..there], start, error)?,
-        };
-        buf[there..].fill(0);
-        let mut sums: Vec<_> =
-            if self.sums { buf.chunks(index(BLOCK)).map(sum_of).collect() } else { Vec::new() };
-        for number in unreadable {
-            sums.get_mut(number).into_iter().for_each(|sum| sum.readable = false);
-        }
+        buf.new.resize(index(len), 0);
+        let parts = self.unsettled(start, len)?;
+        let sums = self.read_new(&mut buf.new, start, &parts)?;
+        let runs = self.runs(buf, start, &parts)?;
         self.progress.advance(len);
         if self.sink.ordered() {
-            return Ok(Chunk { sums, bytes: std::mem::take(buf) });
+            let bytes = if runs.is_empty() { Vec::new() } else { std::mem::take(&mut buf.new) };
+            return Ok(Chunk { sums, bytes, runs });
         }
-        self.put_blocks(buf, start)?;
+        self.put(&buf.new, &runs, start)?;
         Ok(Chunk { sums, ..Chunk::default() })
     }
 
-    /// Gives all blocks of a chunk that are not zero to the sink.
-    fn put_blocks(&self, bytes: &[u8], start: u64) -> Result<()> {
-        for (number, block) in bytes.chunks(index(BLOCK)).enumerate() {
-            if !is_zero(block) {
-                self.put_data(block, start + length(number) * BLOCK)?;
+    /// Reads the whole chunk when its sums are wanted, else only the parts that may have to be put.
+    fn read_new(&self, new: &mut [u8], start: u64, parts: &[Range<usize>]) -> Result<Vec<BlockSum>> {
+        if !self.sums {
+            for part in parts {
+                read(self.disk, &mut new[part.clone()], start + length(part.start))?;
+            }
+            return Ok(Vec::new());
+        }
+        let unreadable = match read(self.disk, new, start) {
+            Ok(()) => Vec::new(),
+            Err(error) => self.read_blocks(new, start, error)?,
+        };
+        let mut sums: Vec<_> = new.chunks(index(BLOCK)).map(sum_of).collect();
+        for number in unreadable {
+            sums.get_mut(number).into_iter().for_each(|sum| sum.readable = false);
+        }
+        Ok(sums)
+    }
+
+    /// What of `parts` has to be put: neighbours of the same kind (zeros, or not) in one run.
+    fn runs(&self, buf: &mut Buffers, start: u64, parts: &[Range<usize>]) -> Result<Vec<Range<usize>>> {
+        let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
+        for part in parts {
+            if let Some(against) = &self.against {
+                buf.old.resize(part.len(), 0);
+                read(against.disk, &mut buf.old, start + length(part.start))?;
+            }
+            let mut at = part.start;
+            for piece in buf.new[part.clone()].chunks(self.sink.grain()) {
+                let (here, zeros) = (at..at + piece.len(), is_zero(piece));
+                at = here.end;
+                let same = match &self.against {
+                    Some(_) => piece == &buf.old[here.start - part.start..here.end - part.start],
+                    None => zeros,
+                };
+                match runs.last_mut() {
+                    _ if same => {}
+                    Some((last, kind)) if last.end == here.start && *kind == zeros => last.end = here.end,
+                    _ => runs.push((here, zeros)),
+                }
             }
         }
-        Ok(())
+        Ok(runs.into_iter().map(|(run, _)| run).collect())
+    }
+
+    /// Gives runs of a chunk to the sink.
+    fn put(&self, bytes: &[u8], runs: &[Range<usize>], start: u64) -> Result<()> {
+        runs.iter().try_for_each(|run| self.sink.put(&bytes[run.clone()], start + length(run.start)))
     }
 
     /// Reads a chunk that cannot be read in one piece block by block; the numbers of those that cannot be read.
@@ -221,34 +363,12 @@ impl Scan<'_> {
         let mut unreadable = Vec::new();
         for (number, block) in buf.chunks_mut(index(BLOCK)).enumerate() {
             self.check_cancelled()?;
-            let at = start + length(number) * BLOCK;
-            if self.disk.read(block, GuestOffset(at)).is_err() {
+            if read(self.disk, block, start + length(number) * BLOCK).is_err() {
                 block.fill(0);
                 unreadable.push(number);
             }
         }
         Ok(unreadable)
-    }
-
-    /// Gives the runs of a block that are not zero to the sink, neighbours in one piece.
-    fn put_data(&self, block: &[u8], at: u64) -> Result<()> {
-        let mut start = None;
-        let grain = self.sink.grain();
-        for (number, piece) in block.chunks(grain).enumerate() {
-            let here = number * grain;
-            match (is_zero(piece), start) {
-                (false, None) => start = Some(here),
-                (true, Some(from)) => {
-                    self.sink.put(&block[from..here], at + length(from))?;
-                    start = None;
-                }
-                _ => {}
-            }
-        }
-        match start {
-            Some(from) => self.sink.put(&block[from..], at + length(from)),
-            None => Ok(()),
-        }
     }
 }
 

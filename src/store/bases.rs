@@ -1,24 +1,48 @@
-//! How a base comes into the store.
+//! How a base version comes into the store.
 
-use super::layout::{BASE_FILE, BASES, CRC_FILE, base_disk};
+use super::gate::{Chain, Way};
+use super::layout::{BASE_FILE, BASES, CRC_FILE, backing_of_base, base_disk};
 use super::list::base_of;
 use super::manifest::{self, BaseManifest, FORMAT};
 use super::staging::Staging;
-use super::{Base, BlockSum, DiskFormat, Name, Store, Sums, time};
+use super::{Access, Base, BaseRef, BlockSum, DiskFormat, Name, OpenDisk, Store, Sums, time};
+use crate::disk::Layer;
 use crate::error::{Error, Result};
+use crate::qcow2::{self, BackingName, CreateOptions, Image, OpenOptions};
 use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, Storage, seal};
 use crate::units::{HostOffset, length};
 use std::io;
+use std::sync::Arc;
 
-/// The version that an import makes.
-const FIRST: &str = "1";
+/// The number of the first version.
+const FIRST: u32 = 1;
+/// A version is stored whole when so many stand below it: each costs every reader of the ones above.
+const VERSIONS_DEEP: usize = 16;
 
-/// A base that is being made in `tmp`; gone again when dropped.
+/// A base version that is being made in `tmp`; gone again when dropped.
 #[derive(Debug)]
 pub(crate) struct NewBase {
     store: Store,
     name: Name,
+    /// The version before it.
+    before: Option<Base>,
     staging: Staging,
+}
+
+/// What a base version becomes, when its disk is written.
+pub(crate) struct Finished<'a> {
+    /// How its disk is stored.
+    pub(crate) format: DiskFormat,
+    /// Whether it is a delta over the version before it.
+    pub(crate) is_delta: bool,
+    /// Size of the disk in bytes.
+    pub(crate) size: u64,
+    /// The sums of its content.
+    pub(crate) sums: Sums,
+    /// The list of them.
+    pub(crate) list: SumFile,
+    /// Where it came from, for people to read.
+    pub(crate) source: &'a str,
 }
 
 impl Store {
@@ -26,22 +50,34 @@ impl Store {
     pub(crate) fn new_base(&self, name: &Name) -> Result<NewBase> {
         let lock = self.lock()?;
         self.refuse_taken(name)?;
-        let staging = lock.stage()?;
-        let make = || {
-            staging
-                .folder()
-                .make_folder(name.as_str())
-                .and_then(|()| staging.folder().folder(name.as_str())?.make_folder(FIRST))
-        };
-        make().map_err(|error| Error::io(format!("cannot make a folder for base {name}"), error))?;
-        Ok(NewBase { store: self.clone(), name: name.clone(), staging })
+        Ok(NewBase { store: self.clone(), name: name.clone(), before: None, staging: stage(&lock, name)? })
+    }
+
+    /// Begins the next version of a base.
+    pub(crate) fn new_version(&self, name: &Name) -> Result<NewBase> {
+        let lock = self.lock()?;
+        let before = Some(self.base(&BaseRef { name: name.clone(), version: None })?);
+        Ok(NewBase { store: self.clone(), name: name.clone(), before, staging: stage(&lock, name)? })
     }
 }
 
+/// A staging folder with an empty folder for the version in it.
+fn stage(lock: &super::staging::StoreLock, name: &Name) -> Result<Staging> {
+    let staging = lock.stage()?;
+    let make = || {
+        staging.folder().make_folder(name.as_str())?;
+        staging.folder().folder(name.as_str())?.make_folder(FIRST.to_string())
+    };
+    make().map_err(|error| Error::io(format!("cannot make a folder for base {name}"), error))?;
+    Ok(staging)
+}
+
 impl NewBase {
-    /// The folder that becomes the base's.
+    /// The folder that becomes the version's.
     pub(crate) fn folder(&self) -> Result<Folder> {
-        self.versions().and_then(|versions| versions.folder(FIRST)).map_err(|error| self.cannot(error))
+        self.versions()
+            .and_then(|versions| versions.folder(FIRST.to_string()))
+            .map_err(|error| self.cannot(error))
     }
 
     fn versions(&self) -> io::Result<Folder> {
@@ -57,43 +93,101 @@ impl NewBase {
         self.folder()?.create(base_disk(format)).map_err(|error| self.cannot(error))
     }
 
+    /// The version before it, open for reading; `None` when there is none, or when too many stand below that one.
+    pub(crate) fn open_before(&self) -> Result<Option<OpenDisk>> {
+        let Some(before) = &self.before else { return Ok(None) };
+        let open = self.store.open_base(&BaseRef::exact(self.name.clone(), before.version))?;
+        Ok((open.disk.layers().len() < VERSIONS_DEEP).then_some(open))
+    }
+
+    /// An empty delta of `size` bytes over the version before it, open for writing; not durable before it is closed.
+    pub(crate) fn create_delta(&self, size: u64) -> Result<OpenDisk> {
+        let Some(before) = &self.before else { return Err(Error::invalid("a first version is no delta")) };
+        let file = self.create_disk(DiskFormat::Qcow2)?;
+        let mut options = CreateOptions::new(size);
+        options.backing = Some(BackingName {
+            file: backing_of_base(before.version, before.format),
+            format: Some(before.format.as_str().to_owned()),
+        });
+        qcow2::create(&file, &options)?;
+        let mut chain = Chain::default();
+        self.store.push_base(&mut chain, &self.name, before.version, Way::of(Access::Read))?;
+        let options = OpenOptions { writable: true, metadata_cache: self.store.metadata_cache };
+        chain.layers.insert(0, Layer::qcow2(Image::open(Arc::new(file), options)?));
+        chain.files.insert(0, self.disk_path(DiskFormat::Qcow2));
+        OpenDisk::new(chain, format!("new version of {}", self.name), true)
+    }
+
+    /// Throws a disk away, for a version that is stored in the other format after all.
+    pub(crate) fn remove_disk(&self, format: DiskFormat) -> Result<()> {
+        self.folder()?.unlink_if_there(base_disk(format)).map_err(|error| self.cannot(error))
+    }
+
     /// The base's disk, written by somebody else.
     pub(crate) fn open_disk(&self, format: DiskFormat) -> Result<HostFile> {
         self.folder()?.file(base_disk(format), FileAccess::Write).map_err(|error| self.cannot(error))
     }
 
-    /// The empty list of the disk's block sums.
+    /// The empty list of the disk's block sums; a list that was begun is begun anew.
     pub(crate) fn create_sums(&self) -> Result<SumFile> {
-        Ok(SumFile { folder: self.folder()?, file: None, written: 0, rest: Vec::new() })
+        let folder = self.folder()?;
+        folder.unlink_if_there(CRC_FILE).map_err(|error| self.cannot(error))?;
+        Ok(SumFile { folder, file: None, written: 0, rest: Vec::new() })
     }
 
-    /// Seals the raw disk, whose content has `sums`, and puts the base in its place.
-    pub(crate) fn commit(mut self, size: u64, sums: &Sums, list: SumFile, source: &str) -> Result<Base> {
-        let manifest = self.seal(size, sums, list, source)?;
+    /// Seals the disk and puts the version in its place.
+    pub(crate) fn commit(mut self, finished: Finished<'_>) -> Result<Base> {
+        let manifest = self.seal(finished)?;
         let _lock = self.store.lock()?;
-        self.store.refuse_taken(&self.name)?;
-        let bases = self.store.part(BASES)?;
-        // An empty folder has no name.
-        let _ = bases.remove_folder(self.name.as_str());
-        self.staging.put(self.name.as_str(), &bases).map_err(|error| self.cannot(error))?;
-        Ok(base_of(&self.name, 1, manifest))
+        let Some(before) = self.before.clone() else {
+            self.store.refuse_taken(&self.name)?;
+            let bases = self.store.part(BASES)?;
+            // An empty folder has no name.
+            let _ = bases.remove_folder(self.name.as_str());
+            self.staging.put(self.name.as_str(), &bases).map_err(|error| self.cannot(error))?;
+            return Ok(base_of(&self.name, FIRST, manifest));
+        };
+        let known = self.store.versions(&self.name)?;
+        // Somebody may have added a version meanwhile: this one stands on what it was compared with all the same.
+        let now = self.store.base_manifest(&self.name, before.version)?.map(|manifest| manifest.digest);
+        let (Some(last), Some(digest)) = (known.last(), now) else { return Err(self.lost(&before)) };
+        if digest != before.digest {
+            return Err(self.lost(&before));
+        }
+        let version = last.checked_add(1).ok_or_else(|| Error::invalid("there is no version number left"))?;
+        let cannot = |error| Error::io(format!("cannot write base {}", self.name), error);
+        let versions = self.store.part(format!("{BASES}/{}", self.name))?;
+        let staged = self.staging.folder().folder(self.name.as_str()).map_err(cannot)?;
+        self.staging
+            .put_as((&staged, &FIRST.to_string()), (&versions, &version.to_string()))
+            .map_err(|error| Error::io(format!("cannot write base {}", self.name), error))?;
+        Ok(base_of(&self.name, version, manifest))
     }
 
-    fn seal(&self, size: u64, sums: &Sums, list: SumFile, source: &str) -> Result<BaseManifest> {
+    fn lost(&self, before: &Base) -> Error {
+        let base = BaseRef::exact(self.name.clone(), before.version);
+        Error::new(
+            crate::error::Kind::Changed,
+            format!("base {base} was removed or replaced while its next version was made; import again"),
+        )
+    }
+
+    fn seal(&self, finished: Finished<'_>) -> Result<BaseManifest> {
+        let Finished { format, is_delta, size, sums, list, source } = finished;
         let folder = self.folder()?;
         let write = move || -> Result<BaseManifest> {
             let cannot = |error| self.cannot(error);
             list.finish().map_err(cannot)?;
-            let disk = folder.file(base_disk(DiskFormat::Raw), FileAccess::Read).map_err(cannot)?;
+            let disk = folder.file(base_disk(format), FileAccess::Read).map_err(cannot)?;
             seal(&disk).map_err(cannot)?;
             // After the sealing, so that the times which the fingerprint has are durable too.
             disk.sync_all().map_err(cannot)?;
             let manifest = BaseManifest {
                 manifest: FORMAT,
-                format: DiskFormat::Raw,
+                format,
                 digest: sums.digest,
                 size,
-                parent: None,
+                parent: self.before.as_ref().filter(|_| is_delta).map(|before| before.version),
                 source: manifest::tame(source),
                 created: time::now(),
                 fingerprint: Fingerprint::of(disk.file()).map_err(cannot)?,
@@ -109,7 +203,8 @@ impl NewBase {
 
     /// Where the base's disk is while it is made, for a child that writes it.
     pub(crate) fn disk_path(&self, format: DiskFormat) -> std::path::PathBuf {
-        self.staging.folder().path().join(self.name.as_str()).join(FIRST).join(base_disk(format))
+        let version = self.staging.folder().path().join(self.name.as_str()).join(FIRST.to_string());
+        version.join(base_disk(format))
     }
 }
 

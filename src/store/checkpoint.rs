@@ -7,11 +7,11 @@
 use super::create::NewLayer;
 use super::gate::{Chain, StandsOn, Way};
 use super::layout::{
-    CLONE_DISK, DEPTH_MAX, backing_of_clone, checkpoint_disk, checkpoint_file, checkpoint_of_file,
+    CLONE_DISK, CLONE_FILE, DEPTH_MAX, backing_of_clone, checkpoint_disk, checkpoint_file, checkpoint_of_file,
 };
 use super::manifest::{self, CheckpointManifest, CloneManifest, FORMAT, text_fault};
 use super::staging::StoreLock;
-use super::{Access, Checkpoint, Freed, Name, Restored, Store, time, usage};
+use super::{Access, BaseId, Checkpoint, Freed, Name, Operation, Restored, Store, Undone, time, usage};
 use crate::disk::Layer;
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::BackingName;
@@ -20,12 +20,13 @@ use std::io;
 use std::time::{Duration, Instant};
 
 /// A clone held for a change of its layers: nobody has it open.
-struct Held<'a> {
-    name: &'a Name,
+#[derive(Debug)]
+pub(super) struct Held {
+    name: Name,
     folder: Folder,
-    manifest: CloneManifest,
+    pub(super) manifest: CloneManifest,
     stands_on: StandsOn,
-    chain: Chain,
+    pub(super) chain: Chain,
     /// The active file, by a descriptor that only reads.
     active: HostFile,
 }
@@ -45,8 +46,8 @@ impl Store {
         held.refuse_depth(held.chain.layers.len())?;
         let number = held.next_number()?;
         let size = held.size()?;
-        let frozen = held.freeze(number, note)?;
-        held.replace_active(&lock, size, &checkpoint_backing(number))?;
+        let frozen = held.freeze(number, note, None)?;
+        held.replace_active(&lock, size, &checkpoint_backing(number), &held.manifest.base)?;
         held.protect(number);
         held.outlast_late_openers()?;
         Ok(frozen)
@@ -62,20 +63,66 @@ impl Store {
         if !held.numbers()?.contains(&number) {
             return Err(no_checkpoint(name, number));
         }
-        let (target, _) = self.checkpoint_chain(name, number, Way::of(Access::Inspect))?;
+        let note = keep_current.then(|| format!("before the restore of checkpoint {number}"));
+        let kept = self.go_back(&held, &lock, number, note)?.0;
+        Ok(Restored { kept })
+    }
+
+    /// Takes the last operation on a clone back that can be: it is what it was before. The state from before the undo
+    /// becomes a checkpoint.
+    ///
+    /// # Errors
+    /// As [`Store::checkpoint`]; `NotFound` when there is nothing to undo.
+    pub fn undo(&self, name: &Name) -> Result<Undone> {
+        let lock = self.lock()?;
+        let held = self.hold(name)?;
+        let below: Vec<u32> = self.line_of(&held.folder, held.stands_on.checkpoint())?;
+        let last = self.checkpoints(name)?.into_iter().rev().find_map(|checkpoint| {
+            checkpoint.before.filter(|_| !below.contains(&checkpoint.number)).zip(Some(checkpoint.number))
+        });
+        let (operation, restored) = last.ok_or_else(|| {
+            let hint = format!("`cowshed checkpoints {name}` shows what it can go back to");
+            Error::new(Kind::NotFound, format!("there is nothing to undo of clone {name}; {hint}"))
+        })?;
+        let note = Some(format!("before the undo of the {operation}"));
+        let (kept, base) = self.go_back(&held, &lock, restored, note)?;
+        let kept = kept.ok_or_else(|| Error::corrupt("the present state was not kept"))?;
+        Ok(Undone { operation, restored, base, kept })
+    }
+
+    /// A checkpoint and all that it stands on.
+    fn line_of(&self, folder: &Folder, from: Option<u32>) -> Result<Vec<u32>> {
+        let (mut line, mut next) = (Vec::new(), from);
+        while let Some(number) = next.filter(|number| !line.contains(number)) {
+            line.push(number);
+            let manifest: Option<CheckpointManifest> = manifest::load(folder, &checkpoint_file(number))?;
+            next = manifest.and_then(|manifest| manifest.parent);
+        }
+        Ok(line)
+    }
+
+    /// Puts an empty layer over a checkpoint in the active file's place, after the present state became a checkpoint
+    /// with `note`, if there is one. Returns that, and the base that the clone stands on now.
+    fn go_back(
+        &self,
+        held: &Held,
+        lock: &StoreLock,
+        number: u32,
+        note: Option<String>,
+    ) -> Result<(Option<Checkpoint>, BaseId)> {
+        let (target, manifest) = self.checkpoint_chain(&held.name, number, Way::of(Access::Inspect))?;
         held.refuse_depth(target.layers.len())?;
         let size = top_size(&target)?;
-        let mut kept = None;
-        if keep_current {
-            let note = format!("before the restore of checkpoint {number}");
-            kept = Some(held.freeze(held.next_number()?, Some(note))?);
-        }
-        held.replace_active(&lock, size, &checkpoint_backing(number))?;
+        let kept = match note {
+            Some(note) => Some(held.freeze(held.next_number()?, Some(note), None)?),
+            None => None,
+        };
+        held.replace_active(lock, size, &checkpoint_backing(number), &manifest.base)?;
         if let Some(kept) = &kept {
             held.protect(kept.number);
         }
         held.outlast_late_openers()?;
-        Ok(Restored { kept })
+        Ok((kept, manifest.base))
     }
 
     /// The checkpoints of a clone, oldest first.
@@ -88,8 +135,7 @@ impl Store {
         let mut found = Vec::new();
         for number in finished(&folder).map_err(|error| cannot_change(name, error))? {
             if let Some(manifest) = manifest::load::<CheckpointManifest>(&folder, &checkpoint_file(number))? {
-                let CheckpointManifest { parent, note, created, .. } = manifest;
-                found.push(Checkpoint { number, parent, note, created });
+                found.push(checkpoint_of(number, manifest));
             }
         }
         Ok(found)
@@ -141,15 +187,21 @@ impl Store {
     }
 
     /// Opens a clone for a change of its layers: as a writer would, so that nobody else has it, but unwritten.
-    fn hold<'a>(&'a self, name: &'a Name) -> Result<Held<'a>> {
+    pub(super) fn hold(&self, name: &Name) -> Result<Held> {
         // A frozen layer has no log.
         self.settle_log(name)?;
         let way = Way { writable: false, ..Way::of(Access::Write) };
         let (chain, stands_on, manifest) = self.clone_chain(name, way)?;
         let folder = self.clone_folder(name)?;
         super::clean::clone_folder(&folder).map_err(|error| cannot_change(name, error))?;
+        if self.written_manifest(name)? != manifest {
+            // A rebase was cut short after its rename.
+            folder
+                .replace_small(CLONE_FILE, &manifest::bytes(&manifest)?)
+                .map_err(|error| cannot_change(name, error))?;
+        }
         let active = folder.file(CLONE_DISK, FileAccess::Read).map_err(|error| cannot_change(name, error))?;
-        let held = Held { name, folder, manifest, stands_on, chain, active };
+        let held = Held { name: name.clone(), folder, manifest, stands_on, chain, active };
         held.wait_for_writers().then_some(held).ok_or_else(|| {
             let hint = "is open for writing in a program that takes no locks; stop that first";
             Error::new(Kind::Busy, format!("clone {name} {hint}"))
@@ -166,7 +218,7 @@ impl StandsOn {
     }
 }
 
-impl Held<'_> {
+impl Held {
     /// Waits until nobody has the active file open for writing; false when that takes too long.
     ///
     /// Those that take locks have none here, so they are about to find that out, and close it.
@@ -183,7 +235,7 @@ impl Held<'_> {
 
     /// Who opened the file by its path before another one came to its place must not get the locks on it: they are
     /// held until all who did have gone.
-    fn outlast_late_openers(&self) -> Result<()> {
+    pub(super) fn outlast_late_openers(&self) -> Result<()> {
         if self.wait_for_writers() {
             return Ok(());
         }
@@ -193,12 +245,12 @@ impl Held<'_> {
     }
 
     fn numbers(&self) -> Result<Vec<u32>> {
-        finished(&self.folder).map_err(|error| cannot_change(self.name, error))
+        finished(&self.folder).map_err(|error| cannot_change(&self.name, error))
     }
 
-    fn next_number(&self) -> Result<u32> {
+    pub(super) fn next_number(&self) -> Result<u32> {
         // A manifest whose file is missing keeps its number: the file may be on its way back from a backup.
-        let names = self.folder.names().map_err(|error| cannot_change(self.name, error))?;
+        let names = self.folder.names().map_err(|error| cannot_change(&self.name, error))?;
         let manifests = names.iter().filter_map(|name| checkpoint_of_file(name));
         let last = self.numbers()?.into_iter().chain(manifests).max().unwrap_or(0);
         last.checked_add(1)
@@ -222,15 +274,22 @@ impl Held<'_> {
 
     /// Gives the active file its second name, and the manifest that makes it a checkpoint once the active file is
     /// another one.
-    fn freeze(&self, number: u32, note: Option<String>) -> Result<Checkpoint> {
-        let cannot = |error| cannot_change(self.name, error);
+    pub(super) fn freeze(
+        &self,
+        number: u32,
+        note: Option<String>,
+        before: Option<Operation>,
+    ) -> Result<Checkpoint> {
+        let cannot = |error| cannot_change(&self.name, error);
         let disk = &self.active;
         // What the guest flushed is durable; what it did not flush is frozen too, and must not be lost later.
         disk.sync_all().map_err(cannot)?;
         let manifest = CheckpointManifest {
             manifest: FORMAT,
             parent: self.stands_on.checkpoint(),
+            base: self.manifest.base.clone(),
             note,
+            before,
             created: time::now(),
             fingerprint: Fingerprint::of(disk.file()).map_err(cannot)?.without_ctime(),
         };
@@ -244,38 +303,57 @@ impl Held<'_> {
         };
         if let Err(error) = write() {
             // What stays is unfinished, and debris.
-            let _ = super::clean::clone_folder(&self.folder);
+            self.tidy();
             return Err(cannot(error));
         }
-        let CheckpointManifest { parent, note, created, .. } = manifest;
-        Ok(Checkpoint { number, parent, note, created })
+        Ok(checkpoint_of(number, manifest))
     }
 
-    /// Puts an empty layer over `backing` in the active file's place: the commit.
-    fn replace_active(&self, lock: &StoreLock, size: u64, backing: &BackingName) -> Result<()> {
-        let layer = NewLayer {
-            size,
-            compat: self.manifest.compat,
-            backing: backing.clone(),
-            base: self.manifest.base.clone(),
-        };
+    /// Puts an empty layer over `backing` in the active file's place.
+    fn replace_active(
+        &self,
+        lock: &StoreLock,
+        size: u64,
+        backing: &BackingName,
+        base: &BaseId,
+    ) -> Result<()> {
+        let layer =
+            NewLayer { size, compat: self.manifest.compat, backing: backing.clone(), base: base.clone() };
         let put = || -> Result<()> {
             let staging = lock.stage()?;
             let file = layer.create(staging.folder(), CLONE_DISK)?;
-            let rename = || -> io::Result<()> {
-                file.sync()?;
-                staging.folder().move_over(CLONE_DISK, &self.folder, CLONE_DISK)?;
-                self.folder.sync()
-            };
-            rename().map_err(|error| cannot_change(self.name, error))
+            file.sync().map_err(|error| cannot_change(&self.name, error))?;
+            self.put_active(staging.folder(), base, size)
         };
-        put().inspect_err(|_| {
-            let _ = super::clean::clone_folder(&self.folder);
-        })
+        put().inspect_err(|_| self.tidy())
+    }
+
+    /// Puts the disk that is staged in `staged`, durable, in the active file's place: the commit. It stands on `base`.
+    pub(super) fn put_active(&self, staged: &Folder, base: &BaseId, size: u64) -> Result<()> {
+        let cannot = |error| cannot_change(&self.name, error);
+        let other = *base != self.manifest.base;
+        if other {
+            // From here on the header of the disk decides which base it is.
+            let between = CloneManifest { next: Some(base.clone()), ..self.manifest.clone() };
+            self.folder.replace_small(CLONE_FILE, &manifest::bytes(&between)?).map_err(cannot)?;
+        }
+        staged.move_over(CLONE_DISK, &self.folder, CLONE_DISK).map_err(cannot)?;
+        self.folder.sync().map_err(cannot)?;
+        if other {
+            let after = CloneManifest { base: base.clone(), next: None, size, ..self.manifest.clone() };
+            // The change is made and durable; the next one of this clone tidies up.
+            let _ = self.folder.replace_small(CLONE_FILE, &manifest::bytes(&after)?);
+        }
+        Ok(())
+    }
+
+    /// Removes what a change that failed left.
+    pub(super) fn tidy(&self) {
+        let _ = super::clean::clone_folder(&self.folder);
     }
 
     /// Makes a checkpoint's file read-only, and still nobody else's. Its fingerprint guards it; this keeps accidents away.
-    fn protect(&self, number: u32) {
+    pub(super) fn protect(&self, number: u32) {
         if let Ok(file) = self.folder.file(checkpoint_disk(number), FileAccess::Read) {
             let _ = file.set_mode(0o400);
         }
@@ -305,11 +383,16 @@ pub(super) fn base_backing(name: &Name, version: u32, format: super::DiskFormat)
     }
 }
 
+fn checkpoint_of(number: u32, manifest: CheckpointManifest) -> Checkpoint {
+    let CheckpointManifest { parent, base, note, before, created, .. } = manifest;
+    Checkpoint { number, parent, base, note, before, created }
+}
+
 fn checkpoint_backing(number: u32) -> BackingName {
     BackingName { file: checkpoint_disk(number), format: Some("qcow2".to_owned()) }
 }
 
-fn top_size(chain: &Chain) -> Result<u64> {
+pub(super) fn top_size(chain: &Chain) -> Result<u64> {
     match chain.layers.first() {
         Some(Layer::Qcow2(image)) => Ok(image.virtual_size()),
         _ => Err(Error::corrupt("the active layer is not qcow2")),

@@ -117,7 +117,8 @@ impl Store {
 fn clone_manifest(base: &Base, options: &CloneOptions) -> CloneManifest {
     CloneManifest {
         manifest: FORMAT,
-        base: BaseId { name: base.name.clone(), version: base.version, digest: base.digest },
+        base: base.id(),
+        next: None,
         size: base.size,
         compat: options.compat,
         created: time::now(),

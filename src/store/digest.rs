@@ -80,6 +80,11 @@ impl BlockSum {
         *ZEROS
     }
 
+    /// Whether it is that of a whole block of zeros.
+    pub(crate) fn is_zeros(&self) -> bool {
+        self.hash == Self::zeros().hash
+    }
+
     /// Its entry in `blocks.crc`.
     pub(crate) fn crc(&self) -> [u8; 4] {
         self.crc.to_le_bytes()

@@ -83,14 +83,11 @@ impl Chain {
 impl Store {
     /// Opens a clone's chain; also tells what its active layer stands on.
     pub(super) fn clone_chain(&self, name: &Name, way: Way) -> Result<(Chain, StandsOn, CloneManifest)> {
-        let manifest = self.clone_manifest(name)?;
         let place = format!("clone {name}");
         let folder = self.clone_folder(name)?;
-        let base = self.base_of_clone(&place, &manifest)?;
         let mut chain = Chain::default();
-        let file = open_locked(&folder, CLONE_DISK, way, &place, &mut chain.locks)?;
-        let image = self.active_image(&folder, file, way).map_err(|error| error.at(&place))?;
-        check_identity(&image, &manifest.base).map_err(|error| error.at(&place))?;
+        let (image, manifest) = self.active_layer(name, &folder, way, &mut chain.locks)?;
+        let base = self.base_of_clone(&place, &manifest.base)?;
         let stands_on =
             stands_on(image.backing(), &manifest.base, base.format).map_err(|error| error.at(&place))?;
         chain.push(Layer::qcow2(image), folder.path().join(CLONE_DISK), None);
@@ -108,17 +105,54 @@ impl Store {
         Ok((chain, stands_on, manifest))
     }
 
-    /// The chain below a checkpoint's state, that checkpoint on top.
+    /// A clone's active layer, and its manifest with the base that this layer stands on.
+    fn active_layer(
+        &self,
+        name: &Name,
+        folder: &Folder,
+        way: Way,
+        locks: &mut Vec<ImageLock>,
+    ) -> Result<(Image, CloneManifest)> {
+        let place = format!("clone {name}");
+        let cannot = |error| Error::io(format!("cannot open {place}"), error);
+        let mut tries = 8;
+        loop {
+            let held = locks.len();
+            let mut manifest = self.written_manifest(name)?;
+            if manifest.next.is_none() {
+                self.base_of_clone(&place, &manifest.base)?;
+            }
+            let file = open_locked(folder, CLONE_DISK, way, &place, locks)?;
+            let opened = file.file().metadata().map_err(cannot)?.ino();
+            let image = self.active_image(folder, file, way).map_err(|error| error.at(&place))?;
+            manifest.settle(image.identity());
+            let Err(error) = check_identity(&image, &manifest.base) else { return Ok((image, manifest)) };
+            // A rebase may have come between the two readings: then one of them shows it by now.
+            tries -= 1;
+            let now = self.written_manifest(name)?;
+            let same = folder.stat(CLONE_DISK).map_err(cannot)?.st_ino == opened && now == manifest;
+            if same || tries == 0 {
+                return Err(error.at(&place));
+            }
+            locks.truncate(held);
+        }
+    }
+
+    /// The chain below a checkpoint's state, that checkpoint on top; the manifest has the checkpoint's base.
     pub(super) fn checkpoint_chain(
         &self,
         name: &Name,
         number: u32,
         way: Way,
     ) -> Result<(Chain, CloneManifest)> {
-        let manifest = self.clone_manifest(name)?;
+        let mut manifest = self.clone_manifest(name)?;
         let place = format!("clone {name}");
         let folder = self.clone_folder(name)?;
-        let base = self.base_of_clone(&place, &manifest)?;
+        let checkpoint: Option<CheckpointManifest> = manifest::load(&folder, &checkpoint_file(number))?;
+        if let Some(checkpoint) = checkpoint {
+            manifest.base = checkpoint.base;
+        }
+        let base = self.base_of_clone(&place, &manifest.base)?;
         let mut chain = Chain::default();
         self.push_checkpoints(
             &mut chain,
@@ -133,8 +167,7 @@ impl Store {
     }
 
     /// The base of a clone, with the digest that the clone remembers.
-    pub(super) fn base_of_clone(&self, place: &str, clone: &CloneManifest) -> Result<BaseManifest> {
-        let id = &clone.base;
+    pub(super) fn base_of_clone(&self, place: &str, id: &BaseId) -> Result<BaseManifest> {
         let base = self.base_manifest(&id.name, id.version)?.ok_or_else(|| missing(id).at(place))?;
         if base.digest != id.digest {
             return Err(Error::new(
@@ -166,6 +199,10 @@ impl Store {
             // Numbers only fall on the way down, so that no chain of them is a circle.
             if manifest.parent.is_some_and(|parent| parent >= number) {
                 return Err(Error::corrupt(format!("{place} names a parent that is not before it")));
+            }
+            if manifest.base != *id {
+                let message = format!("{place} stands on {}, what is above it on {id}", manifest.base);
+                return Err(Error::corrupt(message));
             }
             let disk = checkpoint_disk(number);
             let file = open_locked(folder, &disk, way, &place, &mut chain.locks)?;
@@ -296,11 +333,10 @@ fn check_identity(image: &Image, id: &BaseId) -> Result<()> {
             "its header does not say which base it stands on; {id} is expected"
         )));
     };
-    let same = found.name == id.name.as_str() && found.version == id.version && found.digest == id.digest.0;
-    let shown: String = found.name.chars().take(128).flat_map(char::escape_default).collect();
-    if same {
+    if id.is(found) {
         return Ok(());
     }
+    let shown: String = found.name.chars().take(128).flat_map(char::escape_default).collect();
     Err(Error::corrupt(format!(
         "its header says that it stands on {shown}@{}, its manifest says {id} with digest {}",
         found.version, id.digest

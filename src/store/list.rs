@@ -1,12 +1,15 @@
 //! What is in a store.
 
-use super::layout::{BASE_FILE, BASES, CLONE_FILE, CLONES};
-use super::manifest::{self, BaseManifest, CloneManifest};
+use super::layout::{
+    BASE_FILE, BASES, CLONE_DISK, CLONE_FILE, CLONES, checkpoint_file, checkpoint_of_file,
+};
+use super::manifest::{self, BaseManifest, CheckpointManifest, CloneManifest};
 use super::name::parse_version;
 use super::types::Clone;
-use super::{Base, BaseRef, Broken, Name, Store, Survey, Target};
+use super::{Base, BaseId, BaseRef, Broken, Name, Store, Survey, Target};
 use crate::error::{Error, Kind, Result};
-use crate::storage::Folder;
+use crate::qcow2;
+use crate::storage::{FileAccess, Folder};
 
 impl Store {
     /// Reads all manifests. A broken one keeps nothing else from being found; what vanishes meanwhile is left out.
@@ -62,7 +65,10 @@ impl Store {
         let folder = self.part(CLONES)?;
         let (mut clones, mut broken) = (Vec::new(), Vec::new());
         for name in valid_names(&folder)? {
-            let read = || manifest::load(&folder, &format!("{name}/{CLONE_FILE}"));
+            let read = || {
+                let manifest = manifest::load(&folder, &format!("{name}/{CLONE_FILE}"))?;
+                manifest.map(|manifest| self.settled(&name, manifest)).transpose()
+            };
             match self.present(&format!("{CLONES}/{name}"), CLONE_FILE, read) {
                 Ok(Some(manifest)) => clones.push(clone_of(&name, manifest)),
                 Ok(None) => {}
@@ -130,15 +136,22 @@ impl Store {
         ))
     }
 
-    /// The clones that stand on a base version (on any version, when none is given), sorted.
+    /// The clones that stand on a base version (on any version, when none is given), by themselves or by a checkpoint,
+    /// sorted.
     ///
     /// # Errors
     /// `Corrupt`, the host's.
     pub fn clones_of(&self, base: &BaseRef) -> Result<Vec<Name>> {
-        let stands = |clone: &Clone| {
-            clone.base.name == base.name && base.version.is_none_or(|version| clone.base.version == version)
-        };
-        Ok(self.clones()?.into_iter().filter(stands).map(|clone| clone.name).collect())
+        let is = |id: &BaseId| id.name == base.name && base.version.is_none_or(|version| id.version == version);
+        let mut found = Vec::new();
+        for clone in self.clones()? {
+            match self.bases_below(&clone) {
+                Ok(below) if below.iter().any(is) => found.push(clone.name),
+                Err(error) if error.kind() != Kind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(found)
     }
 
     /// The version that `base` means.
@@ -175,9 +188,43 @@ impl Store {
         Ok(manifest)
     }
 
+    /// A clone's manifest, with the base that its disk stands on.
     pub(super) fn clone_manifest(&self, name: &Name) -> Result<CloneManifest> {
+        let manifest = self.written_manifest(name)?;
+        self.settled(name, manifest)
+    }
+
+    /// A clone's manifest as it is written, also while the clone is put on another base.
+    pub(super) fn written_manifest(&self, name: &Name) -> Result<CloneManifest> {
         let manifest = manifest::load(self.folder(), &format!("{CLONES}/{name}/{CLONE_FILE}"))?;
         manifest.ok_or_else(|| self.no_clone(name))
+    }
+
+    fn settled(&self, name: &Name, mut manifest: CloneManifest) -> Result<CloneManifest> {
+        if manifest.next.is_some() {
+            let file = self.clone_folder(name)?.file(CLONE_DISK, FileAccess::Read);
+            let file = file.map_err(|error| Error::io(format!("cannot open clone {name}"), error))?;
+            let header = qcow2::Header::read(&file).map_err(|error| error.at(format!("clone {name}")))?;
+            manifest.settle(header.identity.as_ref());
+        }
+        Ok(manifest)
+    }
+
+    /// All base versions that a clone's layers stand on, those of its checkpoints included.
+    pub(super) fn bases_below(&self, clone: &Clone) -> Result<Vec<BaseId>> {
+        let folder = self.clone_folder(&clone.name)?;
+        let manifest = self.written_manifest(&clone.name)?;
+        let mut found: Vec<BaseId> = std::iter::once(manifest.base).chain(manifest.next).collect();
+        let names = folder.names().map_err(|error| cannot_list(&folder, error))?;
+        for number in names.iter().filter_map(|name| checkpoint_of_file(name)) {
+            if let Some(checkpoint) =
+                manifest::load::<CheckpointManifest>(&folder, &checkpoint_file(number))?
+            {
+                found.push(checkpoint.base);
+            }
+        }
+        found.dedup();
+        Ok(found)
     }
 
     /// A clone's folder.

@@ -1,8 +1,9 @@
 //! The manifests: small JSON files, one beside each disk, parsed strictly.
 
 use super::digest::Digest;
-use super::types::{BaseId, DiskFormat};
+use super::types::{BaseId, DiskFormat, Operation};
 use crate::error::{Error, Kind, Result};
+use crate::qcow2::Identity;
 use crate::storage::{Fingerprint, Folder};
 use crate::units::{KIB, SECTOR};
 use serde::de::DeserializeOwned;
@@ -43,11 +44,14 @@ pub(super) struct BaseManifest {
 }
 
 /// `clone.json`. The folder says the name.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CloneManifest {
     pub(super) manifest: u32,
     pub(super) base: BaseId,
+    /// Set while the clone is put on another base: the header of its disk says which of the two holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) next: Option<BaseId>,
     pub(super) size: u64,
     pub(super) compat: bool,
     pub(super) created: String,
@@ -60,7 +64,12 @@ pub(super) struct CloneManifest {
 pub(super) struct CheckpointManifest {
     pub(super) manifest: u32,
     pub(super) parent: Option<u32>,
+    /// What the lowest of its layers stands on: not always what the clone stands on now.
+    pub(super) base: BaseId,
     pub(super) note: Option<String>,
+    /// The operation that made it, to be undone by going back to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) before: Option<Operation>,
     pub(super) created: String,
     /// Without ctime: the file has got its name and lost its other one since.
     pub(super) fingerprint: Fingerprint,
@@ -70,6 +79,17 @@ pub(super) struct CheckpointManifest {
 pub(super) trait Valid: DeserializeOwned + Serialize {
     /// Why it cannot be right.
     fn fault(&self) -> Option<&'static str>;
+}
+
+impl CloneManifest {
+    /// Decides which base holds while the clone is put on another one: the one that the header of its disk names.
+    pub(super) fn settle(&mut self, header: Option<&Identity>) {
+        if let Some(next) = self.next.take()
+            && header.is_some_and(|header| next.is(header))
+        {
+            self.base = next;
+        }
+    }
 }
 
 impl Valid for BaseManifest {

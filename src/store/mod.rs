@@ -15,6 +15,7 @@ mod log;
 mod manifest;
 mod name;
 mod open;
+mod rebase;
 mod remove;
 mod reseal;
 mod scratch;
@@ -33,18 +34,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use bases::{NewBase, SumFile};
+pub(crate) use bases::{Finished, NewBase, SumFile};
 pub use digest::{BLOCK, Digest};
 pub(crate) use digest::{BlockSum, ContentSums, Sums};
 pub(crate) use manifest::DISK_MAX;
 pub use name::{BaseRef, NAME_MAX, Name, Target};
 pub use open::OpenDisk;
+pub(crate) use rebase::Rebase;
 pub(crate) use reseal::Refusals;
 pub use scratch::Scratch;
 pub(crate) use sealed::{CloneFile, Seal};
 pub use types::{
-    Access, Base, BaseId, Broken, Checkpoint, Clone, CloneOptions, DiskFormat, Freed, Overview, Restored,
-    Survey, Usage,
+    Access, Base, BaseId, Broken, Checkpoint, Clone, CloneOptions, DiskFormat, Freed, Operation, Overview,
+    Restored, Survey, Undone, Usage,
 };
 
 /// An open store; cheap to copy, shared by threads.

@@ -2,8 +2,8 @@
 
 use super::gate::{Trust, Way, check_checkpoint, open_locked};
 use super::layout::{CLONE_DISK, checkpoint_disk, checkpoint_file};
-use super::manifest::{self, CheckpointManifest, CloneManifest};
-use super::{Access, BaseId, DiskFormat, Name, Store, checkpoint};
+use super::manifest::{self, CheckpointManifest};
+use super::{Access, Name, Store, checkpoint};
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::{self, Image, OpenOptions};
 use crate::storage::{Fingerprint, Folder, HostFile, Storage};
@@ -47,8 +47,7 @@ impl Store {
     /// accepted), `Changed` when the base is another one or a file changes meanwhile, the host's.
     pub fn reseal_checkpoints(&self, name: &Name) -> Result<Vec<u32>> {
         let _lock = self.lock()?;
-        let clone = self.clone_manifest(name)?;
-        let base = self.base_of_clone(&format!("clone {name}"), &clone)?;
+        self.clone_manifest(name)?;
         let folder = self.clone_folder(name)?;
         let mut locks = Vec::new();
         let top = Way { writable: false, trust: Trust::Nothing, ..Way::of(Access::Write) };
@@ -58,47 +57,42 @@ impl Store {
         for number in checkpoint::finished(&folder).map_err(|error| cannot(name, error))? {
             let place = format!("checkpoint {number} of clone {name}");
             let file = open_locked(&folder, &checkpoint_disk(number), below, &place, &mut locks)?;
-            if reseal_one(&folder, number, &file, (&clone, base.format)).map_err(|error| error.at(&place))? {
+            if self.reseal_one(&folder, number, &file).map_err(|error| error.at(&place))? {
                 accepted.push(number);
             }
         }
         Ok(accepted)
     }
-}
 
-/// Whether the checkpoint had to be sealed anew.
-fn reseal_one(
-    folder: &Folder,
-    number: u32,
-    file: &HostFile,
-    (clone, format): (&CloneManifest, DiskFormat),
-) -> Result<bool> {
-    let cannot = |error| Error::io("cannot read it", error);
-    let Some(mut manifest) = manifest::load::<CheckpointManifest>(folder, &checkpoint_file(number))? else {
-        return Err(Error::new(Kind::NotFound, "its manifest is missing"));
-    };
-    // Before the reading: a change during or after it is not sealed in.
-    let before = Fingerprint::of(file.file()).map_err(cannot)?;
-    if manifest.fingerprint.difference(&before).is_none() {
-        return Ok(false);
+    /// Whether the checkpoint had to be sealed anew.
+    fn reseal_one(&self, folder: &Folder, number: u32, file: &HostFile) -> Result<bool> {
+        let cannot = |error| Error::io("cannot read it", error);
+        let Some(mut manifest) = manifest::load::<CheckpointManifest>(folder, &checkpoint_file(number))? else {
+            return Err(Error::new(Kind::NotFound, "its manifest is missing"));
+        };
+        let base = self.base_of_clone("its base", &manifest.base)?;
+        // Before the reading: a change during or after it is not sealed in.
+        let before = Fingerprint::of(file.file()).map_err(cannot)?;
+        if manifest.fingerprint.difference(&before).is_none() {
+            return Ok(false);
+        }
+        let storage: Arc<dyn Storage> = Arc::new(file.try_clone().map_err(cannot)?);
+        let report = qcow2::check(Arc::clone(&storage))?;
+        if let Some(first) = report.errors.first() {
+            return Err(Error::corrupt(format!("it is damaged, and not accepted: {first}")));
+        }
+        let image = Image::open(storage, OpenOptions::default())?;
+        check_checkpoint(&image, manifest.parent, (&manifest.base, base.format))?;
+        file.sync_all().map_err(cannot)?;
+        if before.difference(&Fingerprint::of(file.file()).map_err(cannot)?).is_some() {
+            return Err(Error::new(Kind::Changed, "it was changed while it was read; find out by whom"));
+        }
+        manifest.fingerprint = before.without_ctime();
+        folder
+            .replace_small(&checkpoint_file(number), &manifest::bytes(&manifest)?)
+            .map_err(|error| Error::io("cannot seal it", error))?;
+        Ok(true)
     }
-    let storage: Arc<dyn Storage> = Arc::new(file.try_clone().map_err(cannot)?);
-    let report = qcow2::check(Arc::clone(&storage))?;
-    if let Some(first) = report.errors.first() {
-        return Err(Error::corrupt(format!("it is damaged, and not accepted: {first}")));
-    }
-    let image = Image::open(storage, OpenOptions::default())?;
-    let id: &BaseId = &clone.base;
-    check_checkpoint(&image, manifest.parent, (id, format))?;
-    file.sync_all().map_err(cannot)?;
-    if before.difference(&Fingerprint::of(file.file()).map_err(cannot)?).is_some() {
-        return Err(Error::new(Kind::Changed, "it was changed while it was read; find out by whom"));
-    }
-    manifest.fingerprint = before.without_ctime();
-    folder
-        .replace_small(&checkpoint_file(number), &manifest::bytes(&manifest)?)
-        .map_err(|error| Error::io("cannot seal it", error))?;
-    Ok(true)
 }
 
 fn cannot(name: &Name, error: io::Error) -> Error {

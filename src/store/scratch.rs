@@ -5,7 +5,7 @@ use super::create::NewLayer;
 use super::gate::{Chain, Way};
 use super::layout::{CLONE_DISK, CLONES};
 use super::staging::Staging;
-use super::{Access, BaseId, OpenDisk, Store, Target};
+use super::{Access, OpenDisk, Store, Target};
 use crate::disk::Layer;
 use crate::error::{Error, Result};
 use crate::qcow2::{BackingName, Image, OpenOptions};
@@ -63,8 +63,7 @@ impl Store {
                 self.push_base(&mut chain, &base.name, base.version, Way::of(Access::Read))?;
                 let backing = base_backing(&base.name, base.version, base.format);
                 let size = base.size;
-                let base = BaseId { name: base.name, version: base.version, digest: base.digest };
-                (chain, NewLayer { size, compat: false, backing, base })
+                (chain, NewLayer { size, compat: false, backing, base: base.id() })
             }
         };
         self.scratch_over(chain, &layer, format!("throw-away layer over {of}"))

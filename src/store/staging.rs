@@ -205,11 +205,21 @@ impl Staging {
 
     /// Moves `name`, which is durable, to `to`; when this fails it is not there.
     pub(super) fn put(&mut self, name: &str, to: &Folder) -> io::Result<()> {
-        self.folder.move_new(name, to, name)?;
+        let from = self.folder.try_clone()?;
+        self.put_as((&from, name), (to, name))
+    }
+
+    /// The same from a folder within the staging folder, and under another name.
+    pub(super) fn put_as(
+        &mut self,
+        (from, name): (&Folder, &str),
+        (to, new): (&Folder, &str),
+    ) -> io::Result<()> {
+        from.move_new(name, to, new)?;
         to.sync().inspect_err(|_| {
             // A cut may find it there all the same: whole, since nothing of it is destroyed now.
             self.keep = true;
-            let _ = to.move_new(name, &self.folder, name);
+            let _ = to.move_new(new, from, name);
         })
     }
 

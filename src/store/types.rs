@@ -3,6 +3,7 @@
 use super::digest::Digest;
 use super::name::Name;
 use crate::error::{Error, Kind};
+use crate::qcow2::Identity;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -55,6 +56,14 @@ pub struct Base {
     pub created: String,
 }
 
+impl Base {
+    /// What a clone of it remembers of it.
+    #[must_use]
+    pub fn id(&self) -> BaseId {
+        BaseId { name: self.name.clone(), version: self.version, digest: self.digest }
+    }
+}
+
 /// Which base version a clone stands on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,6 +74,13 @@ pub struct BaseId {
     pub version: u32,
     /// Identity of its content.
     pub digest: Digest,
+}
+
+impl BaseId {
+    /// Whether the header of an image names this one.
+    pub(super) fn is(&self, header: &Identity) -> bool {
+        header.name == self.name.as_str() && header.version == self.version && header.digest == self.digest.0
+    }
 }
 
 impl fmt::Display for BaseId {
@@ -95,10 +111,31 @@ pub struct Checkpoint {
     pub number: u32,
     /// The checkpoint that its file stands on; the base when `None`.
     pub parent: Option<u32>,
+    /// What the lowest of its layers stands on.
+    pub base: BaseId,
     /// The user's words.
     pub note: Option<String>,
+    /// The operation before which it was made by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<Operation>,
     /// When it was made: RFC 3339, UTC.
     pub created: String,
+}
+
+/// An operation on a clone that `undo` takes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Operation {
+    /// Putting it on another base.
+    Rebase,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Rebase => "rebase",
+        })
+    }
 }
 
 /// What something costs on the host, in bytes of allocated blocks. A file with several names counts once.
@@ -172,6 +209,19 @@ impl Broken {
 pub struct Freed {
     /// Bytes of host blocks.
     pub bytes: u64,
+}
+
+/// What an undo did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Undone {
+    /// What was taken back.
+    pub operation: Operation,
+    /// The checkpoint that the clone is at again.
+    pub restored: u32,
+    /// What it stands on now.
+    pub base: BaseId,
+    /// The checkpoint that holds the state from before the undo.
+    pub kept: Checkpoint,
 }
 
 /// What a restore did.

@@ -4,7 +4,7 @@ use super::layout::{BASES, CLONES, base_disk, checkpoint_disk, checkpoint_file};
 use super::{Base, Broken, Clone, Name, Overview, Store, Survey, Target, Usage};
 use crate::error::{Error, Kind, Result};
 use crate::storage::{Folder, block_bytes, is_file};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 
 /// Blocks of some files, each file once.
@@ -106,10 +106,10 @@ impl Store {
             let known = shared.entry((name.clone(), version));
             *known.or_insert_with(|| self.bytes_down(name, version).unwrap_or(0))
         };
+        let used = self.used(&clones)?;
         for base in &bases {
-            let stands = |clone: &Clone| clone.base.name == base.name && clone.base.version == base.version;
             let used = unsure
-                || clones.iter().any(stands)
+                || used.contains(&(base.name.clone(), base.version))
                 || bases.iter().any(|other| other.name == base.name && other.parent == Some(base.version));
             let shared_bytes = base.parent.map_or(0, |parent| bytes_down(&base.name, parent));
             match self.base_usage(base, used, shared_bytes) {
@@ -130,6 +130,20 @@ impl Store {
             }
         }
         Ok(overview)
+    }
+
+    /// The base versions that clones stand on.
+    fn used(&self, clones: &[Clone]) -> Result<HashSet<(Name, u32)>> {
+        let mut used = HashSet::new();
+        for clone in clones {
+            used.insert((clone.base.name.clone(), clone.base.version));
+            match self.bases_below(clone) {
+                Ok(below) => used.extend(below.into_iter().map(|id| (id.name, id.version))),
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => return Err(error.at(format!("clone {}", clone.name))),
+            }
+        }
+        Ok(used)
     }
 
     fn clone_usage(&self, clone: &Clone, shared_bytes: u64) -> Result<Usage> {

@@ -7,10 +7,11 @@ use super::world::World;
 use cowshed::ops::Silent;
 use cowshed::ops::check::check_clone;
 use cowshed::ops::export::{ExportRequest, export};
-use cowshed::ops::import::{ImportRequest, import};
+use cowshed::ops::import::{ImportRequest, import, promote};
+use cowshed::ops::rebase::{RebaseRequest, Strategy, rebase};
 use cowshed::ops::verify::reseal;
 use cowshed::storage::Watch;
-use cowshed::store::{Access, CloneOptions, DiskFormat, Name, Store, Target};
+use cowshed::store::{Access, BaseRef, CloneOptions, DiskFormat, Name, Store, Target};
 use cowshed::units::GuestOffset;
 use cowshed::{Kind, Result};
 use std::collections::BTreeSet;
@@ -49,6 +50,10 @@ impl Place {
     }
 
     fn import(&self, file: &str, base: &str) -> Result<()> {
+        self.import_as(file, base, false)
+    }
+
+    fn import_as(&self, file: &str, base: &str, update: bool) -> Result<()> {
         let store = match &self.watch {
             Some(watch) => Store::open_or_create_watched(&self.root(), Arc::clone(watch))?,
             None => Store::open_or_create(&self.root())?,
@@ -56,6 +61,7 @@ impl Place {
         let request = ImportRequest {
             source: self.dir.join(file),
             format: None,
+            update,
             name: name(base),
             follow_backing: false,
         };
@@ -67,6 +73,11 @@ impl Place {
         let options =
             CloneOptions { labels: [("of".into(), "mine".into())].into(), ..CloneOptions::default() };
         self.store()?.create_clones(&base_ref("base"), &names, &options).map(drop)
+    }
+
+    fn rebase(&self, clone: &str, version: u32, strategy: Strategy) -> Result<()> {
+        let onto = BaseRef::exact(name("lines"), version);
+        rebase(&self.store()?, &RebaseRequest { clone: name(clone), onto, strategy }, &Silent).map(drop)
     }
 
     fn export(&self, what: Target, file: &str, format: DiskFormat, force: bool) -> Result<()> {
@@ -125,7 +136,7 @@ fn repair(place: &Place) -> Result<()> {
 /// All commands.
 pub fn all() -> Vec<Command> {
     type Run = fn(&Place) -> Result<()>;
-    let table: [(&'static str, Option<Kind>, Run); 25] = [
+    let table: [(&'static str, Option<Kind>, Run); 30] = [
         ("first import", Some(Kind::Exists), |p| p.import("one.raw", "base")),
         ("import", Some(Kind::Exists), |p| p.import("two.raw", "second")),
         ("import qcow2", Some(Kind::Exists), |p| p.import("three.qcow2", "third")),
@@ -159,6 +170,11 @@ pub fn all() -> Vec<Command> {
         ("rename of a clone with checkpoints", Some(Kind::Exists), |p| {
             p.store()?.rename(&name("a"), &name("aa"))
         }),
+        ("import --update", None, |p| p.import_as("one.raw", "lines", true)),
+        ("promote", None, |p| promote(&p.store()?, &name("c"), &name("lines"), &Silent).map(drop)),
+        ("rebase --strategy keep", None, |p| p.rebase("c", 2, Strategy::Keep)),
+        ("rebase --strategy replace", None, |p| p.rebase("c", 2, Strategy::Replace)),
+        ("undo", Some(Kind::NotFound), |p| p.store()?.undo(&name("d")).map(drop)),
     ];
     table.map(|(name, again, run)| Command { name, run, again, first: name == "first import" }).into()
 }
@@ -196,7 +212,10 @@ pub fn nothing() -> Built {
     fs::write(built.path().join("out/old"), "what was there before").unwrap();
     fs::write(built.path().join("one.raw"), sample(SIZE)).unwrap();
     let two: Vec<u8> = sample(SIZE / 2).iter().map(|byte| byte ^ 0x55).collect();
+    let mut edited = two.clone();
+    edited[10_000..30_000].fill(0xed);
     fs::write(built.path().join("two.raw"), two).unwrap();
+    fs::write(built.path().join("edited.raw"), edited).unwrap();
     built
 }
 
@@ -210,6 +229,14 @@ pub fn everything() -> Built {
     let store = place.store().unwrap();
     let names = ["a", "b", "touched", "leaky"].map(name);
     store.create_clones(&base_ref("base"), &names, &CloneOptions::default()).unwrap();
+    place.import("two.raw", "lines").unwrap();
+    store.create_clones(&base_ref("lines"), &["c", "d"].map(name), &CloneOptions::default()).unwrap();
+    place.import_as("edited.raw", "lines", true).unwrap();
+    write(&store, "c", 3, 20_000);
+    store.checkpoint(&name("c"), None).unwrap();
+    write(&store, "c", 4, 40_000);
+    write(&store, "d", 8, 30_000);
+    place.rebase("d", 2, Strategy::Replace).unwrap();
     write(&store, "a", 1, 5000);
     store.checkpoint(&name("a"), Some("one")).unwrap();
     write(&store, "a", 2, 60_000);

@@ -219,9 +219,11 @@ impl World {
                 },
             }
         }
-        let disk = entries.get("disk.raw").map(|id| &self.nodes[id]);
-        if let (Some(Node::File(disk)), true) = (disk, entries.contains_key("base.json")) {
-            translate(disk, dir);
+        for name in ["disk.raw", "disk.qcow2"] {
+            let disk = entries.get(name).map(|id| &self.nodes[id]);
+            if let (Some(Node::File(disk)), true) = (disk, entries.contains_key("base.json")) {
+                translate(disk, name, dir);
+            }
         }
     }
 }
@@ -244,14 +246,14 @@ fn build_file(file: &Plain, path: &Path) {
     }
 }
 
-fn translate(disk: &Plain, dir: &Path) {
+fn translate(disk: &Plain, name: &str, dir: &Path) {
     let path = dir.join("base.json");
     let Ok(mut manifest) = serde_json::from_slice::<serde_json::Value>(&fs::read(&path).unwrap()) else {
         return;
     };
     let Some(fingerprint) = manifest.get_mut("fingerprint") else { return };
     if fingerprint["inode"] == disk.inode && fingerprint["ctime_ns"] == disk.meta.ctime {
-        let now = Fingerprint::of(&File::open(dir.join("disk.raw")).unwrap()).unwrap();
+        let now = Fingerprint::of(&File::open(dir.join(name)).unwrap()).unwrap();
         fingerprint["inode"] = now.inode.into();
         fingerprint["ctime_ns"] = now.ctime_ns.into();
         fs::write(&path, serde_json::to_vec_pretty(&manifest).unwrap()).unwrap();

@@ -1,0 +1,63 @@
+//! Many clones at once.
+
+use super::{RebaseRequest, Rebased, plan, rebase};
+use crate::error::{Error, Kind};
+use crate::ops::Progress;
+use crate::store::{Name, Store};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+/// What came of one clone.
+#[derive(Debug)]
+pub enum Ending {
+    /// It is done, or in a plan: it would be.
+    Done(Rebased),
+    /// It stands on that version already.
+    UpToDate,
+    /// Somebody has it open; it is left as it is.
+    Running(Error),
+    /// It is left as it is.
+    Failed(Error),
+}
+
+/// Puts clones on another base version, `jobs` of them at a time, or only plans it. `each` is told what came of each, in
+/// the order in which they end. Those that were not begun when the user stops the work are not told of.
+pub fn rebase_all(
+    store: &Store,
+    requests: &[RebaseRequest],
+    jobs: usize,
+    only_plan: bool,
+    progress: &dyn Progress,
+    each: &mut dyn FnMut(&Name, Ending),
+) {
+    let next = AtomicUsize::new(0);
+    let (told, endings) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.clamp(1, requests.len().max(1)) {
+            let (told, next) = (told.clone(), &next);
+            scope.spawn(move || {
+                while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if progress.cancelled() {
+                        return;
+                    }
+                    // Nobody listens any more only when the caller has panicked.
+                    let _ = told.send((request, one(store, request, only_plan, progress)));
+                }
+            });
+        }
+        drop(told);
+        for (request, ending) in endings {
+            each(&request.clone, ending);
+        }
+    });
+}
+
+fn one(store: &Store, request: &RebaseRequest, only_plan: bool, progress: &dyn Progress) -> Ending {
+    let run = if only_plan { plan } else { rebase };
+    match run(store, request, progress) {
+        Ok(Some(done)) => Ending::Done(done),
+        Ok(None) => Ending::UpToDate,
+        Err(error) if error.kind() == Kind::Busy => Ending::Running(error),
+        Err(error) => Ending::Failed(error),
+    }
+}

@@ -1,0 +1,115 @@
+//! How the content of a base version is stored: whole, or as a delta over the version before it.
+
+use super::Progress;
+use super::scan::{Against, Flat, Sink, scan, scan_against};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use crate::store::{BLOCK, BlockSum, DISK_MAX, DiskFormat, Finished, NewBase, OpenDisk, SumFile, Sums};
+use crate::units::{GuestOffset, SECTOR, length};
+use crate::zero::is_zero;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A disk that was stored in a new version.
+pub(super) struct Stored {
+    pub(super) format: DiskFormat,
+    pub(super) is_delta: bool,
+    pub(super) size: u64,
+    pub(super) sums: Sums,
+    pub(super) list: SumFile,
+}
+
+impl Stored {
+    pub(super) fn finished(self, source: &str) -> Finished<'_> {
+        let Self { format, is_delta, size, sums, list } = self;
+        Finished { format, is_delta, size, sums, list, source }
+    }
+}
+
+/// A delta in the making: what differs from the layers below it.
+pub(super) struct Delta<'a> {
+    disk: &'a Disk,
+    bytes: AtomicU64,
+}
+
+impl<'a> Delta<'a> {
+    /// Nothing is in `disk`'s top layer yet.
+    pub(super) fn new(disk: &'a Disk) -> Self {
+        Self { disk, bytes: AtomicU64::new(0) }
+    }
+
+    /// Bytes that had to be stored.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Sink for Delta<'_> {
+    fn ordered(&self) -> bool {
+        true
+    }
+
+    fn put(&self, data: &[u8], at: u64) -> Result<()> {
+        if is_zero(data) {
+            return self.disk.write_zeroes(GuestOffset(at), length(data.len()));
+        }
+        self.bytes.fetch_add(length(data.len()), Ordering::Relaxed);
+        self.disk.write(data, GuestOffset(at))
+    }
+}
+
+/// Stores all of `disk` in the new version.
+pub(super) fn store_disk(disk: &Disk, new: &NewBase, progress: &dyn Progress) -> Result<Stored> {
+    if let Some(before) = new.open_before()?
+        && let Some(stored) = store_delta(disk, &before, new, progress)?
+    {
+        return Ok(stored);
+    }
+    store_whole(disk, new, progress)
+}
+
+fn store_whole(disk: &Disk, new: &NewBase, progress: &dyn Progress) -> Result<Stored> {
+    let size = padded(disk.size())?;
+    let out = new.create_disk(DiskFormat::Raw)?;
+    out.set_len(size).map_err(|error| Error::io(format!("cannot make a file of {size} bytes"), error))?;
+    let mut list = new.create_sums()?;
+    let sums = scan(disk, size, &Flat(&out), progress, &mut |sum| list.push(sum))?;
+    Ok(Stored { format: DiskFormat::Raw, is_delta: false, size, sums, list })
+}
+
+/// Stores what differs from the version before; `None`, and nothing is stored, when that is more than half of what is
+/// not zero.
+pub(super) fn store_delta(
+    disk: &Disk,
+    before: &OpenDisk,
+    new: &NewBase,
+    progress: &dyn Progress,
+) -> Result<Option<Stored>> {
+    let size = padded(disk.size())?;
+    let delta = new.create_delta(size)?;
+    let mut list = new.create_sums()?;
+    let sink = Delta::new(&delta.disk);
+    let against = Against { disk: &before.disk, shared: 0 };
+    let mut data = 0;
+    let sums = scan_against(disk, against, size, &sink, progress, &mut |sum: &BlockSum| {
+        data += if sum.is_zeros() { 0 } else { BLOCK };
+        list.push(sum)
+    })?;
+    let bytes = sink.bytes();
+    delta.close()?;
+    if bytes > data / 2 {
+        new.remove_disk(DiskFormat::Qcow2)?;
+        return Ok(None);
+    }
+    Ok(Some(Stored { format: DiskFormat::Qcow2, is_delta: true, size, sums, list }))
+}
+
+/// The size of a disk whose image has `len` bytes: whole sectors.
+pub(super) fn padded(len: u64) -> Result<u64> {
+    match len {
+        0 => Err(Error::invalid("it is empty: there is no disk in it")),
+        1..=DISK_MAX => Ok(len.next_multiple_of(SECTOR)),
+        _ => Err(Error::invalid(format!("its disk has {len} bytes; at most 16 TiB are taken"))),
+    }
+}
+

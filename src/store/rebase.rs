@@ -1,0 +1,107 @@
+//! A clone is put on another base version: the new layer is built beside the old one, and one rename publishes it.
+
+use super::checkpoint::{Held, top_size};
+use super::create::NewLayer;
+use super::gate::{Chain, Way};
+use super::layout::{CLONE_DISK, backing_of_clone};
+use super::staging::Staging;
+use super::{Access, BaseId, BaseRef, Checkpoint, Name, OpenDisk, Operation, Store};
+use crate::disk::{Disk, Layer};
+use crate::error::{Error, Result};
+use crate::qcow2::{BackingName, Image, OpenOptions};
+use crate::storage::{HostFile, Storage};
+use std::sync::Arc;
+
+/// A clone that nobody else has open, with an empty layer over another base version; nothing is changed before
+/// [`Rebase::publish`], and nothing is left when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Rebase {
+    store: Store,
+    base: BaseId,
+    size: u64,
+    /// The clone as it is.
+    old: Disk,
+    new: OpenDisk,
+    /// The file of the new layer.
+    file: HostFile,
+    held: Held,
+    staging: Staging,
+}
+
+impl Store {
+    /// Begins to put a clone on the base version `onto`, with a disk of `size` bytes (as large as it is, when `None`).
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy` while somebody has the clone open, `Changed` (a base), the host's.
+    pub(crate) fn begin_rebase(&self, name: &Name, onto: &BaseRef, size: Option<u64>) -> Result<Rebase> {
+        let lock = self.lock()?;
+        let mut held = self.hold(name)?;
+        let base = self.base(onto)?;
+        let size = match size {
+            Some(size) => size,
+            None => top_size(&held.chain)?,
+        };
+        let layer = NewLayer {
+            size,
+            compat: held.manifest.compat,
+            backing: BackingName {
+                file: backing_of_clone(base.name.as_str(), base.version, base.format),
+                format: Some(base.format.as_str().to_owned()),
+            },
+            base: base.id(),
+        };
+        let staging = lock.stage()?;
+        drop(lock);
+        let place = format!("clone {name}");
+        let file = layer.create(staging.folder(), CLONE_DISK).map_err(|error| error.at(&place))?;
+        let mut chain = Chain::default();
+        self.push_base(&mut chain, &base.name, base.version, Way::of(Access::Read))?;
+        let options = OpenOptions { writable: true, metadata_cache: self.metadata_cache };
+        let staged = file.try_clone().map_err(|error| Error::io(format!("cannot change {place}"), error))?;
+        let image = Image::open(Arc::new(staged), options).map_err(|error| error.at(&place))?;
+        chain.layers.insert(0, Layer::qcow2(image));
+        chain.files.insert(0, staging.folder().path().join(CLONE_DISK));
+        let old = Disk::new(std::mem::take(&mut held.chain.layers))?;
+        let new = OpenDisk::new(chain, place, true)?;
+        Ok(Rebase { store: self.clone(), base: base.id(), size, old, new, file, held, staging })
+    }
+}
+
+impl Rebase {
+    /// The clone as it is, for reading.
+    pub(crate) fn old(&self) -> &Disk {
+        &self.old
+    }
+
+    /// The clone as it will be.
+    pub(crate) fn new(&self) -> &Disk {
+        &self.new.disk
+    }
+
+    /// Layers at the bottom of both that are the same files.
+    pub(crate) fn shared(&self) -> usize {
+        let pairs = self.held.chain.files.iter().rev().zip(self.new.files().iter().rev());
+        pairs.take_while(|(old, new)| old == new).count()
+    }
+
+    /// Puts the new layer in the clone's place; the state from before becomes a checkpoint that `undo` goes back to.
+    ///
+    /// # Errors
+    /// The host's: the clone is then as it was.
+    pub(crate) fn publish(self) -> Result<Checkpoint> {
+        let Self { store, base, size, new, file, held, staging, .. } = self;
+        new.close()?;
+        // Closing makes durable what was written through it, which may be nothing.
+        file.sync().map_err(|error| Error::io(format!("cannot write the new layer over {base}"), error))?;
+        let _lock = store.lock()?;
+        let number = held.next_number()?;
+        let note = Some(format!("before the rebase onto {base}"));
+        let frozen = held.freeze(number, note, Some(Operation::Rebase))?;
+        held.put_active(staging.folder(), &base, size).inspect_err(|_| held.tidy())?;
+        held.protect(number);
+        held.outlast_late_openers()?;
+        Ok(frozen)
+    }
+
+}
+
