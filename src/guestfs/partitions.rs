@@ -9,6 +9,7 @@ use crate::disk::Disk;
 use crate::error::Result;
 use crate::units::{GuestOffset, SECTOR, index};
 use std::fmt;
+use std::sync::Arc;
 
 /// Most partitions that are reported for one disk.
 const LIMIT: usize = 256;
@@ -30,6 +31,24 @@ impl Bytes for Disk {
     }
     fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
         Self::read(self, buf, at)
+    }
+}
+
+impl<B: Bytes + ?Sized> Bytes for &B {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+    fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
+        (**self).read(buf, at)
+    }
+}
+
+impl<B: Bytes + ?Sized> Bytes for Arc<B> {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+    fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
+        (**self).read(buf, at)
     }
 }
 
@@ -126,6 +145,12 @@ pub(super) fn inside(
     let len = count.checked_mul(sector)?;
     let end = start.checked_add(len)?;
     (len > 0 && end <= disk.size()).then_some(Partition { number, start: GuestOffset(start), len, kind })
+}
+
+/// The little-endian number of 2 bytes at `at`; 0 past the end.
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    let field = at.checked_add(2).and_then(|end| bytes.get(at..end)).and_then(|field| field.try_into().ok());
+    field.map_or(0, u16::from_le_bytes)
 }
 
 /// The little-endian number of 4 bytes at `at`; 0 past the end.
