@@ -95,6 +95,122 @@ fn replay(name: &str, mutations: u64) {
 }
 
 #[test]
+fn filesystems_are_read_within_bounds_or_refused() {
+    replay("ext4", 30_000);
+}
+
+/// Small filesystems by mke2fs and debugfs, as the target takes them: `cargo test --test fuzz_corpus -- --ignored`.
+#[test]
+#[ignore = "writes tests/fuzz/corpus/ext4"]
+fn the_corpus_of_filesystems_is_made() {
+    const SETS: [(&str, u64, &[&str], u8); 10] = [
+        ("ext2", 64, &["-t", "ext2", "-b", "1024", "-N", "32"], 0),
+        ("ext2-4k", 256, &["-t", "ext2", "-b", "4096", "-N", "32", "-I", "128"], 0),
+        (
+            "plain",
+            128,
+            &["-t", "ext4", "-b", "1024", "-N", "32", "-O", "^has_journal,^metadata_csum,^resize_inode"],
+            0,
+        ),
+        ("extents", 256, &["-t", "ext4", "-b", "1024", "-N", "32", "-O", "^has_journal,^resize_inode"], 7),
+        (
+            "sums",
+            128,
+            &["-t", "ext4", "-b", "1024", "-N", "32", "-O", "^has_journal,^64bit,^resize_inode"],
+            7,
+        ),
+        (
+            "inline",
+            128,
+            &[
+                "-t",
+                "ext4",
+                "-b",
+                "1024",
+                "-N",
+                "32",
+                "-O",
+                "^has_journal,inline_data,^metadata_csum,^resize_inode",
+            ],
+            0,
+        ),
+        (
+            "values",
+            128,
+            &[
+                "-t",
+                "ext4",
+                "-b",
+                "1024",
+                "-N",
+                "32",
+                "-O",
+                "^has_journal,ea_inode,^metadata_csum,^resize_inode",
+            ],
+            0,
+        ),
+        (
+            "clusters",
+            2048,
+            &[
+                "-t",
+                "ext4",
+                "-b",
+                "1024",
+                "-N",
+                "32",
+                "-C",
+                "4096",
+                "-O",
+                "bigalloc,^has_journal,^metadata_csum,^resize_inode",
+            ],
+            0,
+        ),
+        (
+            "journal",
+            4096,
+            &["-t", "ext4", "-b", "1024", "-N", "32", "-J", "size=1", "-O", "^metadata_csum,^resize_inode"],
+            0,
+        ),
+        (
+            "journal-sums",
+            4096,
+            &["-t", "ext4", "-b", "1024", "-N", "32", "-J", "size=1", "-O", "^resize_inode"],
+            7,
+        ),
+    ];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus/ext4");
+    std::fs::create_dir_all(&root).unwrap();
+    for (name, size, arguments, seal) in SETS {
+        let input =
+            fuzz::encode_ext4(seal, &small_filesystem(size << 10, arguments, name.starts_with("journal")));
+        assert!(input.len() <= 16 << 10, "{name}: {} bytes", input.len());
+        std::fs::write(root.join(name), input).unwrap();
+    }
+}
+
+fn small_filesystem(size: u64, arguments: &[&str], has_log: bool) -> Vec<u8> {
+    use std::process::{Command, Stdio};
+    let dir = tempfile::tempdir().unwrap();
+    let (image, text, requests) =
+        (dir.path().join("image"), dir.path().join("text"), dir.path().join("requests"));
+    let run = |command: &mut Command| {
+        assert!(command.stdout(Stdio::null()).status().unwrap().success(), "{command:?}");
+    };
+    std::fs::File::create(&image).unwrap().set_len(size).unwrap();
+    run(Command::new("mke2fs").args(["-q", "-F", "-m", "0"]).args(arguments).arg(&image));
+    std::fs::write(&text, "text ".repeat(500)).unwrap();
+    let log = if has_log { "jo -c\njw -b 3000-3001 TEXT\njw -b 3002 -r 3000 TEXT\njc\n" } else { "" };
+    let script = "rmdir lost+found\nwrite TEXT file\nmkdir folder\nsymlink short target\nmknod null c 1 3\nmknod pipe p\n\
+        symlink long this-target-is-too-long-to-be-in-the-inode-itself-and-has-a-block-of-its-own\n\
+        ea_set file user.name value\nea_set -f TEXT folder user.long\nset_inode_field file mode 0100640\n";
+    let script = [script, log].concat().replace("TEXT", text.to_str().unwrap());
+    std::fs::write(&requests, script).unwrap();
+    run(Command::new("debugfs").args(["-w", "-f"]).arg(&requests).arg(&image).stderr(Stdio::null()));
+    std::fs::read(&image).unwrap()
+}
+
+#[test]
 fn headers_and_tables_end_in_a_sentence() {
     replay("header", 10_000);
 }

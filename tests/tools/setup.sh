@@ -21,6 +21,8 @@ REQUIRED=(
     "fusermount3 fuse3"
     "mke2fs e2fsprogs"
     "debugfs e2fsprogs"
+    "dumpe2fs e2fsprogs"
+    "tune2fs e2fsprogs"
     "e2fsck e2fsprogs"
     "mkfs.xfs xfsprogs"
     "losetup mount"

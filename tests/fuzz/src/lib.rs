@@ -9,6 +9,7 @@
 mod memory;
 
 mod builder;
+mod ext4;
 mod header;
 mod image;
 mod input;
@@ -17,6 +18,7 @@ mod partitions;
 mod qemu;
 mod texts;
 
+pub use ext4::{encode_ext4, ext4};
 pub use header::header;
 pub use image::image;
 pub use memory::Counting;
@@ -31,8 +33,14 @@ pub const MEMORY: usize = 256 << 20;
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 5] =
-    [("header", header), ("image", image), ("partitions", partitions), ("texts", texts), ("qemu", qemu)];
+pub const TARGETS: [(&str, Target); 6] = [
+    ("ext4", ext4),
+    ("header", header),
+    ("image", image),
+    ("partitions", partitions),
+    ("texts", texts),
+    ("qemu", qemu),
+];
 
 /// Runs one input and asserts how much memory it took.
 pub fn bounded(target: fn(&[u8]), data: &[u8]) {

@@ -9,8 +9,6 @@ mod area;
 mod format;
 mod log;
 mod scan;
-#[cfg(test)]
-mod tests;
 
 use super::units::Block;
 use super::{Ext4, superblock};
