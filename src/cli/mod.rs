@@ -33,6 +33,7 @@ mod undo;
 mod units;
 mod verify;
 
+use crate::guestfs::edit;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use context::Context;
 use std::ffi::OsString;
@@ -118,6 +119,11 @@ fn command_line() -> clap::Command {
 /// Runs the command that `arguments` (the program's name first) ask for, and returns its exit code: 0, 1 for an error
 /// or damage found, 2 for wrong usage, 3 for leaks found by `check`, 130 when interrupted.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // A child of this program, no command of the user: it must be confined before anything else happens.
+    if matches!(&arguments[..], [_, command] if command == edit::COMMAND) {
+        return edit::serve().unwrap_or(ExitCode::FAILURE);
+    }
     let parsed =
         command_line().try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {

@@ -3,13 +3,16 @@
 //! Everything here reads bytes that a guest wrote: no table is believed before it is checked, and no length read from
 //! one decides how much memory is taken or how long a loop runs.
 
+pub mod edit;
 pub mod ext4;
+mod fsck;
 mod gpt;
 mod mbr;
 pub mod partitions;
 mod time;
 mod window;
 
+pub use fsck::{Verdict, fsck};
 pub use partitions::{Partition, PartitionKind, partitions};
 pub use time::Time;
 pub use window::Window;

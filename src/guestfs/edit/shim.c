@@ -1,0 +1,754 @@
+/*
+ * libext2fs behind a few flat calls: its structures are known to the C compiler alone.
+ *
+ * Everything here runs in the confined child.
+ */
+
+#include "shim.h"
+
+#include <errno.h>
+#include <et/com_err.h>
+#include <ext2fs/ext2fs.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static struct cs_io the_io;
+
+/* Blocks of the filesystem */
+
+static struct struct_io_manager manager;
+
+static errcode_t io_open(const char *name, int flags, io_channel *out)
+{
+	io_channel channel = calloc(1, sizeof(*channel));
+
+	(void)flags;
+	if (!channel)
+		return EXT2_ET_NO_MEMORY;
+	channel->magic = EXT2_ET_MAGIC_IO_CHANNEL;
+	channel->manager = &manager;
+	channel->name = strdup(name);
+	channel->block_size = 1024;
+	channel->refcount = 1;
+	if (!channel->name) {
+		free(channel);
+		return EXT2_ET_NO_MEMORY;
+	}
+	*out = channel;
+	return 0;
+}
+
+static errcode_t io_close(io_channel channel)
+{
+	if (--channel->refcount > 0)
+		return 0;
+	free(channel->name);
+	free(channel);
+	return 0;
+}
+
+static errcode_t io_set_blksize(io_channel channel, int size)
+{
+	channel->block_size = size;
+	return 0;
+}
+
+/* A negative count is a number of bytes. */
+static int range(io_channel channel, unsigned long long block, int count, uint64_t *at, uint64_t *len)
+{
+	uint64_t size = (uint64_t)channel->block_size;
+
+	*len = count < 0 ? (uint64_t)-(int64_t)count : (uint64_t)count * size;
+	return __builtin_mul_overflow((uint64_t)block, size, at);
+}
+
+static errcode_t io_read64(io_channel channel, unsigned long long block, int count, void *buf)
+{
+	uint64_t at, len;
+
+	if (range(channel, block, count, &at, &len))
+		return EXT2_ET_BAD_BLOCK_NUM;
+	return the_io.read(the_io.host, at, len, buf);
+}
+
+static errcode_t io_write64(io_channel channel, unsigned long long block, int count, const void *buf)
+{
+	uint64_t at, len;
+
+	if (range(channel, block, count, &at, &len))
+		return EXT2_ET_BAD_BLOCK_NUM;
+	return the_io.write(the_io.host, at, len, buf);
+}
+
+static errcode_t io_read(io_channel channel, unsigned long block, int count, void *buf)
+{
+	return io_read64(channel, block, count, buf);
+}
+
+static errcode_t io_write(io_channel channel, unsigned long block, int count, const void *buf)
+{
+	return io_write64(channel, block, count, buf);
+}
+
+static errcode_t io_write_byte(io_channel channel, unsigned long at, int len, const void *buf)
+{
+	(void)channel;
+	return len < 0 ? EXT2_ET_INVALID_ARGUMENT : the_io.write(the_io.host, at, (uint64_t)len, buf);
+}
+
+/* The cache behind the channel is written back by its owner. */
+static errcode_t io_flush(io_channel channel)
+{
+	(void)channel;
+	return 0;
+}
+
+static struct struct_io_manager manager = {
+	.magic = EXT2_ET_MAGIC_IO_MANAGER,
+	.name = "cowshed",
+	.open = io_open,
+	.close = io_close,
+	.set_blksize = io_set_blksize,
+	.read_blk = io_read,
+	.write_blk = io_write,
+	.flush = io_flush,
+	.write_byte = io_write_byte,
+	.read_blk64 = io_read64,
+	.write_blk64 = io_write64,
+};
+
+/* The filesystem */
+
+/* What libext2fs would print: the child has nowhere to print to. */
+static void silent(const char *who, errcode_t code, const char *format, va_list arguments)
+{
+	(void)who;
+	(void)code;
+	(void)format;
+	(void)arguments;
+}
+
+long cs_open(const struct cs_io *io, int writable, cs_fs *out)
+{
+	int flags = EXT2_FLAG_64BITS | EXT2_FLAG_SKIP_MMP | (writable ? EXT2_FLAG_RW : 0);
+	errcode_t code;
+
+	initialize_ext2_error_table();
+	set_com_err_hook(silent);
+	the_io = *io;
+	code = ext2fs_open2("disk", NULL, flags, 0, 0, &manager, out);
+	if (code || !writable)
+		return code;
+	return ext2fs_read_bitmaps(*out);
+}
+
+/* The backups of the superblock stay as they are, as with the kernel. */
+long cs_flush(cs_fs fs)
+{
+	fs->flags |= EXT2_FLAG_MASTER_SB_ONLY;
+	return ext2fs_flush(fs);
+}
+
+const char *cs_message(long code)
+{
+	return error_message(code);
+}
+
+int cs_class(long code)
+{
+	switch (code) {
+	case EXT2_ET_BLOCK_ALLOC_FAIL:
+	case EXT2_ET_INODE_ALLOC_FAIL:
+	case EXT2_ET_DIR_NO_SPACE:
+	case EXT2_ET_EA_NO_SPACE:
+	case EXT2_ET_FILE_TOO_BIG:
+		return 1;
+	case EXT2_ET_UNSUPP_FEATURE:
+	case EXT2_ET_RO_UNSUPP_FEATURE:
+	case EXT2_ET_DIRHASH_UNSUPP:
+		return 2;
+	case EXT2_ET_FILE_NOT_FOUND:
+	case EXT2_ET_EA_KEY_NOT_FOUND:
+		return 3;
+	case EXT2_ET_FILE_EXISTS:
+	case EXT2_ET_DIR_EXISTS:
+		return 4;
+	default:
+		return 0;
+	}
+}
+
+void cs_info(cs_fs fs, struct cs_info *out)
+{
+	memset(out, 0, sizeof(*out));
+	out->blocks = ext2fs_blocks_count(fs->super);
+	out->block_size = fs->blocksize;
+	out->inodes = fs->super->s_inodes_count;
+	out->first_inode = EXT2_FIRST_INODE(fs->super);
+	out->inode_size = EXT2_INODE_SIZE(fs->super);
+	out->compat = fs->super->s_feature_compat;
+	out->incompat = fs->super->s_feature_incompat;
+	out->ro_compat = fs->super->s_feature_ro_compat;
+	out->state = fs->super->s_state;
+	out->last_orphan = fs->super->s_last_orphan;
+	out->orphan_file = fs->super->s_orphan_file_inum;
+	out->journal = fs->super->s_journal_inum;
+}
+
+/* Inodes */
+
+int cs_in_use(cs_fs fs, uint32_t ino)
+{
+	return ino != 0 && ino <= fs->super->s_inodes_count && ext2fs_test_inode_bitmap2(fs->inode_map, ino);
+}
+
+/* Room for an inode of any size; inode is too small for those of 128 bytes to be read as large ones. */
+static errcode_t read_full(cs_fs fs, uint32_t ino, struct ext2_inode_large **out)
+{
+	size_t size = EXT2_INODE_SIZE(fs->super);
+	struct ext2_inode_large *inode;
+	errcode_t code;
+
+	inode = calloc(1, size < sizeof(*inode) ? sizeof(*inode) : size);
+	if (!inode)
+		return EXT2_ET_NO_MEMORY;
+	code = ext2fs_read_inode_full(fs, ino, (struct ext2_inode *)inode, (int)size);
+	if (code) {
+		free(inode);
+		return code;
+	}
+	*out = inode;
+	return 0;
+}
+
+static int has(cs_fs fs, const struct ext2_inode_large *inode, size_t end)
+{
+	return EXT2_INODE_SIZE(fs->super) > EXT2_GOOD_OLD_INODE_SIZE &&
+	       EXT2_GOOD_OLD_INODE_SIZE + (size_t)inode->i_extra_isize >= end &&
+	       EXT2_INODE_SIZE(fs->super) >= end;
+}
+
+#define HAS(fs, inode, field) \
+	has(fs, inode, offsetof(struct ext2_inode_large, field) + sizeof((inode)->field))
+
+/* The upper 30 bits of the second word count nanoseconds, the lower 2 extend the seconds. */
+static void get_time(struct cs_time *out, uint32_t low, uint32_t extra, int has_extra)
+{
+	out->seconds = (int32_t)low;
+	out->present = 1;
+	if (has_extra) {
+		out->seconds += (int64_t)(extra & 3) << 32;
+		out->nanoseconds = extra >> 2;
+	}
+}
+
+static uint32_t extra_of(const struct cs_time *time)
+{
+	uint64_t epoch = (uint64_t)(time->seconds - (int32_t)(uint32_t)time->seconds) >> 32;
+
+	return (uint32_t)(epoch & 3) | time->nanoseconds << 2;
+}
+
+long cs_inode_get(cs_fs fs, uint32_t ino, struct cs_inode *out)
+{
+	struct ext2_inode_large *inode;
+	errcode_t code = read_full(fs, ino, &inode);
+
+	if (code)
+		return code;
+	memset(out, 0, sizeof(*out));
+	out->mode = inode->i_mode;
+	out->links = inode->i_links_count;
+	out->uid = inode_uid(*inode);
+	out->gid = inode_gid(*inode);
+	out->flags = inode->i_flags;
+	out->generation = inode->i_generation;
+	out->size = EXT2_I_SIZE((struct ext2_inode *)inode);
+	get_time(&out->atime, inode->i_atime, inode->i_atime_extra, HAS(fs, inode, i_atime_extra));
+	get_time(&out->ctime, inode->i_ctime, inode->i_ctime_extra, HAS(fs, inode, i_ctime_extra));
+	get_time(&out->mtime, inode->i_mtime, inode->i_mtime_extra, HAS(fs, inode, i_mtime_extra));
+	if (HAS(fs, inode, i_crtime))
+		get_time(&out->crtime, inode->i_crtime, inode->i_crtime_extra, HAS(fs, inode, i_crtime_extra));
+	if (HAS(fs, inode, i_projid)) {
+		out->has_project = 1;
+		out->project = inode->i_projid;
+	}
+	free(inode);
+	return 0;
+}
+
+/* As the kernel does it: a time that cannot be kept becomes the nearest one that can. */
+static struct cs_time nearest(const struct cs_time *time, int has_extra)
+{
+	struct cs_time near = *time;
+	int64_t most = has_extra ? (1LL << 34) - (1LL << 31) - 1 : INT32_MAX;
+
+	if (near.seconds < INT32_MIN || near.seconds > most) {
+		near.seconds = near.seconds < INT32_MIN ? INT32_MIN : most;
+		near.nanoseconds = 0;
+	}
+	return near;
+}
+
+#define PUT_TIME(fs, inode, name, time) do { \
+		int has_extra = HAS(fs, inode, i_##name##_extra); \
+		struct cs_time near = nearest(time, has_extra); \
+		(inode)->i_##name = (uint32_t)near.seconds; \
+		if (has_extra) \
+			(inode)->i_##name##_extra = extra_of(&near); \
+	} while (0)
+
+/* The size is left alone: cs_truncate sets it. */
+long cs_inode_put(cs_fs fs, uint32_t ino, const struct cs_inode *in)
+{
+	struct ext2_inode_large *inode;
+	errcode_t code = read_full(fs, ino, &inode);
+
+	if (code)
+		return code;
+	inode->i_mode = (uint16_t)in->mode;
+	inode->i_links_count = (uint16_t)in->links;
+	inode->i_uid = (uint16_t)in->uid;
+	inode->i_gid = (uint16_t)in->gid;
+	ext2fs_set_i_uid_high(*inode, in->uid >> 16);
+	ext2fs_set_i_gid_high(*inode, in->gid >> 16);
+	inode->i_flags = in->flags;
+	inode->i_generation = in->generation;
+	PUT_TIME(fs, inode, atime, &in->atime);
+	PUT_TIME(fs, inode, ctime, &in->ctime);
+	PUT_TIME(fs, inode, mtime, &in->mtime);
+	if (HAS(fs, inode, i_crtime))
+		PUT_TIME(fs, inode, crtime, &in->crtime);
+	if (HAS(fs, inode, i_projid))
+		inode->i_projid = in->project;
+	code = ext2fs_write_inode_full(fs, ino, (struct ext2_inode *)inode, EXT2_INODE_SIZE(fs->super));
+	free(inode);
+	return code;
+}
+
+/* Makes an inode that maps no block one that can. */
+static errcode_t init_map(cs_fs fs, uint32_t ino, struct ext2_inode *inode)
+{
+	ext2_extent_handle_t handle;
+	errcode_t code;
+
+	memset(inode->i_block, 0, sizeof(inode->i_block));
+	inode->i_flags &= ~(EXT4_INLINE_DATA_FL | EXT4_EXTENTS_FL);
+	if (!ext2fs_has_feature_extents(fs->super))
+		return 0;
+	inode->i_flags |= EXT4_EXTENTS_FL;
+	code = ext2fs_extent_open2(fs, ino, inode, &handle);
+	if (!code)
+		ext2fs_extent_free(handle);
+	return code;
+}
+
+static void set_device(struct ext2_inode *inode, uint32_t major, uint32_t minor)
+{
+	if (major < 256 && minor < 256)
+		inode->i_block[0] = major << 8 | minor;
+	else
+		inode->i_block[1] = (minor & 0xff) | (major & 0xfff) << 8 | (minor & ~0xffu) << 12;
+}
+
+long cs_make(cs_fs fs, uint32_t near, uint32_t mode, uint32_t major, uint32_t minor, uint32_t *out)
+{
+	struct ext2_inode inode;
+	ext2_ino_t ino;
+	errcode_t code = ext2fs_new_inode(fs, near, (int)mode, NULL, &ino);
+
+	if (code)
+		return code;
+	*out = ino;
+	/* Its own parent for now: no other folder's count of links changes. */
+	if (LINUX_S_ISDIR(mode))
+		return ext2fs_mkdir(fs, ino, ino, NULL);
+	memset(&inode, 0, sizeof(inode));
+	inode.i_mode = (uint16_t)mode;
+	if (LINUX_S_ISREG(mode))
+		code = init_map(fs, ino, &inode);
+	else if (LINUX_S_ISCHR(mode) || LINUX_S_ISBLK(mode))
+		set_device(&inode, major, minor);
+	if (!code)
+		code = ext2fs_write_new_inode(fs, ino, &inode);
+	if (!code)
+		ext2fs_inode_alloc_stats2(fs, ino, +1, 0);
+	return code;
+}
+
+/* Gives every block of the content back. */
+static errcode_t drop_content(cs_fs fs, uint32_t ino, struct ext2_inode *inode)
+{
+	errcode_t code;
+
+	if (inode->i_flags & EXT4_INLINE_DATA_FL || ext2fs_inode_has_valid_blocks2(fs, inode)) {
+		code = ext2fs_punch(fs, ino, inode, NULL, 0, ~0ULL);
+		if (!code)
+			code = ext2fs_read_inode(fs, ino, inode);
+		if (code)
+			return code;
+	}
+	return 0;
+}
+
+long cs_set_target(cs_fs fs, uint32_t ino, const char *target, uint32_t len)
+{
+	struct ext2_inode inode;
+	errcode_t code;
+	blk64_t block;
+	char *buf;
+
+	if (len == 0 || len >= fs->blocksize)
+		return EXT2_ET_INVALID_ARGUMENT;
+	code = ext2fs_read_inode(fs, ino, &inode);
+	if (!code)
+		code = drop_content(fs, ino, &inode);
+	if (code)
+		return code;
+	memset(inode.i_block, 0, sizeof(inode.i_block));
+	inode.i_flags &= ~(EXT4_INLINE_DATA_FL | EXT4_EXTENTS_FL);
+	code = ext2fs_inode_size_set(fs, &inode, len);
+	if (code)
+		return code;
+	if (len < sizeof(inode.i_block)) {
+		memcpy(inode.i_block, target, len);
+		return ext2fs_write_inode(fs, ino, &inode);
+	}
+	code = init_map(fs, ino, &inode);
+	if (!code)
+		code = ext2fs_write_inode(fs, ino, &inode);
+	if (!code)
+		code = ext2fs_bmap2(fs, ino, &inode, NULL, BMAP_ALLOC, 0, NULL, &block);
+	if (code)
+		return code;
+	buf = calloc(1, fs->blocksize);
+	if (!buf)
+		return EXT2_ET_NO_MEMORY;
+	memcpy(buf, target, len);
+	code = io_channel_write_blk64(fs->io, block, 1, buf);
+	free(buf);
+	return code;
+}
+
+long cs_truncate(cs_fs fs, uint32_t ino, uint64_t size)
+{
+	struct ext2_inode inode;
+	errcode_t code = ext2fs_read_inode(fs, ino, &inode);
+	int extents = inode.i_flags & (EXT4_EXTENTS_FL | EXT4_INLINE_DATA_FL);
+
+	if (!code)
+		code = drop_content(fs, ino, &inode);
+	/* Only an inode that had a map of blocks of the older kind keeps it. */
+	if (!code && extents)
+		code = init_map(fs, ino, &inode);
+	if (!code)
+		code = ext2fs_inode_size_set(fs, &inode, (ext2_off64_t)size);
+	if (!code)
+		code = ext2fs_write_inode(fs, ino, &inode);
+	return code;
+}
+
+long cs_map(cs_fs fs, uint32_t ino, uint64_t first, uint32_t count, uint64_t *blocks, uint8_t *fresh)
+{
+	struct ext2_inode inode;
+	errcode_t code = ext2fs_read_inode(fs, ino, &inode);
+	int flags;
+
+	for (uint32_t i = 0; !code && i < count; i++) {
+		blk64_t block = 0;
+
+		code = ext2fs_bmap2(fs, ino, &inode, NULL, 0, first + i, &flags, &block);
+		fresh[i] = block == 0 || flags & BMAP_RET_UNINIT;
+		if (!code && block == 0)
+			code = ext2fs_bmap2(fs, ino, &inode, NULL, BMAP_ALLOC, first + i, NULL, &block);
+		else if (!code && fresh[i])
+			code = ext2fs_bmap2(fs, ino, &inode, NULL, BMAP_SET, first + i, NULL, &block);
+		blocks[i] = block;
+	}
+	return code;
+}
+
+static long xattr(cs_fs fs, uint32_t ino, const char *name, const void *value, uint64_t len, int remove)
+{
+	struct ext2_xattr_handle *handle;
+	errcode_t code = ext2fs_xattrs_open(fs, ino, &handle);
+
+	if (code)
+		return code;
+	code = ext2fs_xattrs_read(handle);
+	if (!code)
+		code = remove ? ext2fs_xattr_remove(handle, name) : ext2fs_xattr_set(handle, name, value, len);
+	ext2fs_xattrs_close(&handle);
+	return code;
+}
+
+long cs_xattr_set(cs_fs fs, uint32_t ino, const char *name, const void *value, uint64_t len)
+{
+	return xattr(fs, ino, name, value, len, 0);
+}
+
+long cs_xattr_remove(cs_fs fs, uint32_t ino, const char *name)
+{
+	return xattr(fs, ino, name, NULL, 0, 1);
+}
+
+static int first_xattr(char *name, char *value, size_t len, void *data)
+{
+	(void)value;
+	(void)len;
+	if (!strcmp(name, "system.data"))
+		return 0;
+	*(char **)data = strdup(name);
+	return XATTR_ABORT;
+}
+
+/* One by one: an attribute may have an inode of its own, which goes with it. */
+static errcode_t drop_xattrs(cs_fs fs, uint32_t ino)
+{
+	struct ext2_xattr_handle *handle;
+	errcode_t code = ext2fs_xattrs_open(fs, ino, &handle);
+	char *name;
+
+	if (code)
+		return code;
+	code = ext2fs_xattrs_read(handle);
+	while (!code) {
+		name = NULL;
+		code = ext2fs_xattrs_iterate(handle, first_xattr, &name);
+		if (code || !name)
+			break;
+		code = ext2fs_xattr_remove(handle, name);
+		free(name);
+	}
+	ext2fs_xattrs_close(&handle);
+	return code;
+}
+
+long cs_free(cs_fs fs, uint32_t ino)
+{
+	struct ext2_inode inode;
+	errcode_t code = 0;
+	int folder;
+
+	if (ext2fs_has_feature_ea_inode(fs->super))
+		code = drop_xattrs(fs, ino);
+	if (!code)
+		code = ext2fs_free_ext_attr(fs, ino, NULL);
+	if (!code)
+		code = ext2fs_read_inode(fs, ino, &inode);
+	if (code)
+		return code;
+	folder = LINUX_S_ISDIR(inode.i_mode);
+	code = drop_content(fs, ino, &inode);
+	if (code)
+		return code;
+	inode.i_links_count = 0;
+	inode.i_dtime = (uint32_t)time(NULL);
+	code = ext2fs_inode_size_set(fs, &inode, 0);
+	if (!code)
+		code = ext2fs_write_inode(fs, ino, &inode);
+	if (!code)
+		ext2fs_inode_alloc_stats2(fs, ino, -1, folder);
+	return code;
+}
+
+/* Folders */
+
+long cs_lookup(cs_fs fs, uint32_t folder, const char *name, uint32_t *out)
+{
+	return ext2fs_lookup(fs, folder, name, (int)strlen(name), NULL, out);
+}
+
+long cs_link(cs_fs fs, uint32_t folder, const char *name, uint32_t ino, int type)
+{
+	struct ext2_inode inode;
+	errcode_t code = ext2fs_link(fs, folder, name, ino, type);
+
+	/* An indexed folder grows by itself. Twice: one inside its inode first gets a block, of the same length. */
+	for (int turn = 0; code == EXT2_ET_DIR_NO_SPACE && turn < 2; turn++) {
+		code = ext2fs_read_inode(fs, folder, &inode);
+		if (!code && inode.i_flags & EXT2_INDEX_FL)
+			return EXT2_ET_DIR_NO_SPACE;
+		if (!code)
+			code = ext2fs_expand_dir(fs, folder);
+		if (!code)
+			code = ext2fs_link(fs, folder, name, ino, type);
+	}
+	return code;
+}
+
+long cs_unlink(cs_fs fs, uint32_t folder, const char *name, uint32_t ino)
+{
+	return ext2fs_unlink(fs, folder, name, ino, 0);
+}
+
+struct parent {
+	uint32_t to;
+	int done;
+};
+
+static int set_parent(ext2_ino_t dir, int entry, struct ext2_dir_entry *dirent, int offset, int size,
+		      char *buf, void *data)
+{
+	struct parent *parent = data;
+
+	(void)dir;
+	(void)offset;
+	(void)size;
+	(void)buf;
+	if (entry != DIRENT_DOT_DOT_FILE)
+		return 0;
+	dirent->inode = parent->to;
+	parent->done = 1;
+	return DIRENT_CHANGED | DIRENT_ABORT;
+}
+
+long cs_set_parent(cs_fs fs, uint32_t folder, uint32_t to)
+{
+	struct parent parent = { to, 0 };
+	errcode_t code = ext2fs_dir_iterate2(fs, folder, DIRENT_FLAG_INCLUDE_EMPTY, NULL, set_parent, &parent);
+
+	return code ? code : parent.done ? 0 : EXT2_ET_DIR_CORRUPTED;
+}
+
+static int other_name(ext2_ino_t dir, int entry, struct ext2_dir_entry *dirent, int offset, int size,
+		      char *buf, void *data)
+{
+	(void)dir;
+	(void)offset;
+	(void)size;
+	(void)buf;
+	if (entry != DIRENT_OTHER_FILE || !dirent->inode)
+		return 0;
+	*(int *)data = 0;
+	return DIRENT_ABORT;
+}
+
+long cs_is_empty(cs_fs fs, uint32_t folder, int *empty)
+{
+	*empty = 1;
+	return ext2fs_dir_iterate2(fs, folder, 0, NULL, other_name, empty);
+}
+
+/* What e2fsck reads */
+
+struct scan {
+	void *host;
+	long (*emit)(void *host, uint64_t block, uint64_t count);
+	long code;
+	int all, first;
+};
+
+static int scan_block(ext2_filsys fs, blk64_t *block, e2_blkcnt_t count, blk64_t ref, int offset, void *data)
+{
+	struct scan *scan = data;
+
+	(void)fs;
+	(void)ref;
+	(void)offset;
+	if (count >= 0 && !scan->all && !(scan->first && count == 0))
+		return 0;
+	scan->code = scan->emit(scan->host, *block, 1);
+	return scan->code ? BLOCK_ABORT : 0;
+}
+
+static long scan_groups(cs_fs fs, struct scan *scan)
+{
+	long code = scan->emit(scan->host, 0, fs->super->s_first_data_block + 1);
+
+	if (!code && ext2fs_has_feature_mmp(fs->super))
+		code = scan->emit(scan->host, fs->super->s_mmp_block, 1);
+	for (dgrp_t group = 0; !code && group < fs->group_desc_count; group++) {
+		blk64_t super, old_desc, new_desc;
+		blk_t used;
+		uint64_t table = fs->inode_blocks_per_group;
+
+		ext2fs_super_and_bgd_loc2(fs, group, &super, &old_desc, &new_desc, &used);
+		if (super)
+			code = scan->emit(scan->host, super, 1);
+		if (!code && old_desc)
+			code = scan->emit(scan->host, old_desc, fs->desc_blocks);
+		if (!code && new_desc)
+			code = scan->emit(scan->host, new_desc, 1);
+		if (!code)
+			code = scan->emit(scan->host, ext2fs_block_bitmap_loc(fs, group), 1);
+		if (!code)
+			code = scan->emit(scan->host, ext2fs_inode_bitmap_loc(fs, group), 1);
+		if (ext2fs_has_group_desc_csum(fs))
+			table -= ext2fs_bg_itable_unused(fs, group) / EXT2_INODES_PER_BLOCK(fs->super);
+		if (!code && table <= fs->inode_blocks_per_group)
+			code = scan->emit(scan->host, ext2fs_inode_table_loc(fs, group), table);
+	}
+	return code;
+}
+
+/* Content that e2fsck reads: folders, targets, values of attributes, the list of orphans, usage of quotas. */
+static int reads_content(cs_fs fs, uint32_t ino, const struct ext2_inode *inode)
+{
+	return LINUX_S_ISDIR(inode->i_mode) || LINUX_S_ISLNK(inode->i_mode) ||
+	       inode->i_flags & EXT4_EA_INODE_FL || ino == fs->super->s_orphan_file_inum ||
+	       ino == fs->super->s_usr_quota_inum || ino == fs->super->s_grp_quota_inum ||
+	       ino == fs->super->s_prj_quota_inum || ino == EXT2_BAD_INO;
+}
+
+static long scan_inode(cs_fs fs, uint32_t ino, struct ext2_inode *inode, char *buf, struct scan *scan)
+{
+	errcode_t code;
+
+	if (inode->i_links_count == 0 && ino >= EXT2_FIRST_INODE(fs->super))
+		return 0;
+	if (ext2fs_file_acl_block(fs, inode)) {
+		code = scan->emit(scan->host, ext2fs_file_acl_block(fs, inode), 1);
+		if (code)
+			return code;
+	}
+	if (!ext2fs_inode_has_valid_blocks2(fs, inode))
+		return 0;
+	scan->all = reads_content(fs, ino, inode);
+	scan->first = ino == fs->super->s_journal_inum;
+	/* A damaged map of blocks is e2fsck's to find. */
+	(void)ext2fs_block_iterate3(fs, ino, BLOCK_FLAG_READ_ONLY, buf, scan_block, scan);
+	return scan->code;
+}
+
+long cs_scan(cs_fs fs, void *host, long (*emit)(void *host, uint64_t block, uint64_t count))
+{
+	struct scan scan = { .host = host, .emit = emit };
+	struct ext2_inode inode;
+	ext2_inode_scan inodes;
+	ext2_ino_t ino;
+	char *buf;
+	long code = scan_groups(fs, &scan);
+
+	if (code)
+		return code;
+	buf = calloc(3, fs->blocksize);
+	if (!buf)
+		return EXT2_ET_NO_MEMORY;
+	code = ext2fs_open_inode_scan(fs, 0, &inodes);
+	if (code) {
+		free(buf);
+		return code;
+	}
+	for (;;) {
+		code = ext2fs_get_next_inode(inodes, &ino, &inode);
+		if (code == EXT2_ET_BAD_BLOCK_IN_INODE_TABLE || code == EXT2_ET_INODE_CSUM_INVALID)
+			continue;
+		if (code || ino == 0)
+			break;
+		code = scan_inode(fs, ino, &inode, buf, &scan);
+		if (code)
+			break;
+	}
+	ext2fs_close_inode_scan(inodes);
+	free(buf);
+	return code;
+}
+
+uint64_t cs_sizes(void)
+{
+	return sizeof(struct cs_io) | sizeof(struct cs_info) << 16 | (uint64_t)sizeof(struct cs_inode) << 32 |
+	       (uint64_t)sizeof(struct cs_time) << 48;
+}
