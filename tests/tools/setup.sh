@@ -13,6 +13,7 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 REQUIRED=(
     "cc gcc libc6-dev"
     "c++ g++"
+    "/usr/include/ext2fs/ext2fs.h libext2fs-dev"
     "qemu-img qemu-utils"
     "qemu-io qemu-utils"
     "qemu-system-x86_64 qemu-system-x86"

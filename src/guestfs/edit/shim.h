@@ -44,7 +44,8 @@ void cs_info(cs_fs fs, struct cs_info *out);
 int cs_in_use(cs_fs fs, uint32_t ino);
 long cs_inode_get(cs_fs fs, uint32_t ino, struct cs_inode *out);
 long cs_inode_put(cs_fs fs, uint32_t ino, const struct cs_inode *in);
-long cs_make(cs_fs fs, uint32_t near, uint32_t mode, uint32_t major, uint32_t minor, uint32_t *out);
+/* device: its major and minor number */
+long cs_make(cs_fs fs, uint32_t mode, const uint32_t device[2], uint32_t generation, uint32_t *out);
 long cs_set_target(cs_fs fs, uint32_t ino, const char *target, uint32_t len);
 long cs_truncate(cs_fs fs, uint32_t ino, uint64_t size);
 long cs_map(cs_fs fs, uint32_t ino, uint64_t first, uint32_t count, uint64_t *blocks, uint8_t *fresh);

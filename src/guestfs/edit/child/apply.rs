@@ -135,20 +135,22 @@ impl Work {
             return Err(Failure { class: 4, text: "the number is taken".to_owned() });
         }
         let (mode, device) = match kind {
-            Kind::File => (FILE, (0, 0)),
-            Kind::Folder => (FOLDER, (0, 0)),
-            Kind::Symlink(_) => (SYMLINK, (0, 0)),
-            Kind::Char { major, minor } => (0o020_000, (*major, *minor)),
-            Kind::Block { major, minor } => (0o060_000, (*major, *minor)),
-            Kind::Fifo => (0o010_000, (0, 0)),
-            Kind::Socket => (0o140_000, (0, 0)),
+            Kind::File => (FILE, [0, 0]),
+            Kind::Folder => (FOLDER, [0, 0]),
+            Kind::Symlink(_) => (SYMLINK, [0, 0]),
+            Kind::Char { major, minor } => (0o020_000, [*major, *minor]),
+            Kind::Block { major, minor } => (0o060_000, [*major, *minor]),
+            Kind::Fifo => (0o010_000, [0, 0]),
+            Kind::Socket => (0o140_000, [0, 0]),
         };
-        if device.0 > 0xfff || device.1 > 0xf_ffff {
+        if device[0] > 0xfff || device[1] > 0xf_ffff {
             return Err(Failure::invalid(
                 "a device has a major number below 4096 and a minor one below 1048576",
             ));
         }
-        let number = self.fs.make(ROOT, mode, device)?;
+        // Another generation than the inode had before tells that the object is another one.
+        let generation = attributes.crtime.nanoseconds.rotate_left(7) ^ id.rotate_left(16) ^ (self.made + 1);
+        let number = self.fs.make(mode, device, generation)?;
         self.made += 1;
         self.new.insert(id, number);
         if mode == FOLDER {
@@ -159,10 +161,6 @@ impl Work {
         if let Kind::Symlink(target) = kind {
             self.target(number, &self.fs.inode(number)?, target)?;
         }
-        let mut inode = self.fs.inode(number)?;
-        // Another generation than the inode had before tells that the object is another one.
-        inode.generation = attributes.crtime.nanoseconds.rotate_left(7) ^ number.rotate_left(16) ^ self.made;
-        self.fs.set_inode(number, &inode)?;
         self.attributes(number, attributes)
     }
 

@@ -75,10 +75,9 @@ unsafe extern "C" {
     pub(super) fn cs_inode_put(fs: *mut RawFs, ino: u32, inode: *const Inode) -> c_long;
     pub(super) fn cs_make(
         fs: *mut RawFs,
-        near: u32,
         mode: u32,
-        major: u32,
-        minor: u32,
+        device: *const [u32; 2],
+        generation: u32,
         out: *mut u32,
     ) -> c_long;
     pub(super) fn cs_set_target(fs: *mut RawFs, ino: u32, target: *const u8, len: u32) -> c_long;

@@ -134,10 +134,10 @@ impl Fs {
         checked(unsafe { ffi::cs_inode_put(self.raw, number, inode) })
     }
 
-    pub(super) fn make(&self, near: u32, mode: u32, (major, minor): (u32, u32)) -> Outcome<u32> {
+    pub(super) fn make(&self, mode: u32, device: [u32; 2], generation: u32) -> Outcome<u32> {
         let mut number = 0;
         // SAFETY: as above.
-        checked(unsafe { ffi::cs_make(self.raw, near, mode, major, minor, &raw mut number) })?;
+        checked(unsafe { ffi::cs_make(self.raw, mode, &raw const device, generation, &raw mut number) })?;
         Ok(number)
     }
 
