@@ -8,12 +8,11 @@ mod common {
     pub mod rng;
 }
 
-use common::ext::{Image, PROGRAM};
+use common::ext::{Image, PROGRAM, xattrs};
 use common::rng::{Rng, fresh_seed, seed_from_environment};
 use cowshed::guestfs::edit::{Attributes, Edit, Editor, Kind, Node};
 use cowshed::guestfs::{Time, Verdict, fsck};
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -383,25 +382,6 @@ fn acl(user: u32) -> Vec<u8> {
         bytes.extend_from_slice(&id.to_le_bytes());
     }
     bytes
-}
-
-/// Everything that `getxattr` gives.
-fn xattrs(at: &Path) -> BTreeMap<Name, Vec<u8>> {
-    let path = CString::new(at.as_os_str().as_bytes()).unwrap();
-    let mut names = vec![0_u8; 1 << 16];
-    // SAFETY: the buffer has the length that is given.
-    let len = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
-    let names = &names[..usize::try_from(len).unwrap()];
-    let mut all = BTreeMap::new();
-    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        let (text, mut value) = (CString::new(name).unwrap(), vec![0_u8; 1 << 17]);
-        // SAFETY: the buffer has the length that is given.
-        let len =
-            unsafe { libc::lgetxattr(path.as_ptr(), text.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-        value.truncate(usize::try_from(len).unwrap());
-        all.insert(name.to_vec(), value);
-    }
-    all
 }
 
 /// Three rounds of random edits on a filesystem made with `options`.

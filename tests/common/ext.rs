@@ -6,7 +6,10 @@ use cowshed::guestfs::edit::Volume;
 use cowshed::guestfs::partitions::Bytes;
 use cowshed::units::GuestOffset;
 use cowshed::{Error, Kind};
+use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -94,6 +97,34 @@ impl Volume for Image {
     }
 }
 
+/// Sets an extended attribute, through the kernel.
+pub fn set_xattr(at: &Path, name: &str, value: &[u8]) {
+    let (path, name) = (CString::new(at.as_os_str().as_bytes()).unwrap(), CString::new(name).unwrap());
+    // SAFETY: the strings end with a NUL, and the value has the length that is given.
+    let code =
+        unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    assert_eq!(code, 0, "{}: {}", at.display(), std::io::Error::last_os_error());
+}
+
+/// All extended attributes as `getxattr` gives them.
+pub fn xattrs(at: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let path = CString::new(at.as_os_str().as_bytes()).unwrap();
+    let mut names = vec![0_u8; 1 << 16];
+    // SAFETY: the buffer has the length that is given.
+    let len = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    let names = &names[..usize::try_from(len).unwrap()];
+    let mut all = BTreeMap::new();
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let (text, mut value) = (CString::new(name).unwrap(), vec![0_u8; 1 << 17]);
+        // SAFETY: the buffer has the length that is given.
+        let len =
+            unsafe { libc::lgetxattr(path.as_ptr(), text.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+        value.truncate(usize::try_from(len).unwrap());
+        all.insert(name.to_vec(), value);
+    }
+    all
+}
+
 /// A mounted image; unmounted when dropped.
 pub struct Mount {
     pub at: PathBuf,
@@ -107,9 +138,13 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let output = tool("umount").arg(&self.at).output().unwrap();
-        if !output.status.success() && !std::thread::panicking() {
-            panic!("umount: {}", String::from_utf8_lossy(&output.stderr));
+        // A process that another test is just starting may hold it for a moment.
+        for _ in 0..100 {
+            if tool("umount").arg(&self.at).output().unwrap().status.success() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
         }
+        assert!(std::thread::panicking(), "{} cannot be unmounted", self.at.display());
     }
 }

@@ -181,7 +181,7 @@ impl Desk<'_> {
         Ok(())
     }
 
-    fn failed(&self, class: u8, text: &str) -> Error {
+    fn failed(&self, of_edit: bool, class: u8, text: &str) -> Error {
         let kind = match class {
             1 => Kind::NoSpace,
             2 => Kind::Unsupported,
@@ -191,7 +191,7 @@ impl Desk<'_> {
             _ => Kind::Corrupt,
         };
         let error = Error::new(kind, printed(text));
-        match self.pending.front() {
+        match self.pending.front().filter(|_| of_edit) {
             Some(edit) => error.at(format_args!("edit {}, {}", self.done + 1, edit.label)),
             None => error,
         }
@@ -231,7 +231,7 @@ impl Peer for Desk<'_> {
                 self.next_done()?;
                 return Ok(true);
             }
-            Answer::Failed { class, text } => return Err(self.failed(class, &text)),
+            Answer::Failed { of_edit, class, text } => return Err(self.failed(of_edit, class, &text)),
             Answer::Finished { made, freed } if self.pending.is_empty() => {
                 self.finished = Some((made, freed));
                 return Ok(true);

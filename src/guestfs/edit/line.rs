@@ -18,7 +18,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const ADDRESS_SPACE: u64 = 8 * GIB;
+const ADDRESS_SPACE: u64 = 4 * GIB;
 /// No more is read from the child while this many bytes wait for it.
 const OUTPUT_MOST: usize = 4 * MOST as usize;
 /// Read from the socket at a time.

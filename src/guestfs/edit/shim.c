@@ -491,18 +491,94 @@ long cs_map(cs_fs fs, uint32_t ino, uint64_t first, uint32_t count, uint64_t *bl
 	return code;
 }
 
+/* Clusters of the values from entry on that have inodes of their own; buf ends at end. */
+static uint64_t own_clusters(cs_fs fs, const char *entry, const char *end)
+{
+	uint64_t size = EXT2FS_C2B(fs, 1) * fs->blocksize, sum = 0;
+	const struct ext2_ext_attr_entry *of;
+
+	for (; end - entry >= (ptrdiff_t)sizeof(*of); entry += EXT2_EXT_ATTR_LEN(of->e_name_len)) {
+		of = (const struct ext2_ext_attr_entry *)entry;
+		if (EXT2_EXT_IS_LAST_ENTRY(of))
+			break;
+		if (of->e_value_inum)
+			sum += (of->e_value_size + size - 1) / size;
+	}
+	return sum;
+}
+
+/* An inode counts the values of its attributes among its blocks, wherever they are; libext2fs 1.47.0 does not. */
+static errcode_t value_clusters(cs_fs fs, uint32_t ino, uint64_t *sum)
+{
+	struct ext2_inode_large *inode;
+	size_t size = EXT2_INODE_SIZE(fs->super), first;
+	errcode_t code = read_full(fs, ino, &inode);
+	blk64_t block;
+	uint32_t magic;
+	char *buf;
+
+	*sum = 0;
+	if (code)
+		return code;
+	first = EXT2_GOOD_OLD_INODE_SIZE + inode->i_extra_isize;
+	if (size > EXT2_GOOD_OLD_INODE_SIZE && first + sizeof(magic) < size) {
+		memcpy(&magic, (char *)inode + first, sizeof(magic));
+		if (magic == EXT2_EXT_ATTR_MAGIC)
+			*sum += own_clusters(fs, (char *)inode + first + sizeof(magic), (char *)inode + size);
+	}
+	block = ext2fs_file_acl_block(fs, (struct ext2_inode *)inode);
+	free(inode);
+	if (!block)
+		return 0;
+	buf = malloc(fs->blocksize);
+	if (!buf)
+		return EXT2_ET_NO_MEMORY;
+	code = ext2fs_read_ext_attr3(fs, block, buf, ino);
+	if (!code)
+		*sum += own_clusters(fs, buf + sizeof(struct ext2_ext_attr_header), buf + fs->blocksize);
+	free(buf);
+	return code;
+}
+
+static errcode_t count_values(cs_fs fs, uint32_t ino, uint64_t before)
+{
+	struct ext2_inode inode;
+	uint64_t after;
+	errcode_t code = value_clusters(fs, ino, &after);
+
+	if (code || after == before)
+		return code;
+	code = ext2fs_read_inode(fs, ino, &inode);
+	if (!code && after > before)
+		code = ext2fs_iblk_add_blocks(fs, &inode, after - before);
+	else if (!code)
+		code = ext2fs_iblk_sub_blocks(fs, &inode, before - after);
+	return code ? code : ext2fs_write_inode(fs, ino, &inode);
+}
+
 static long xattr(cs_fs fs, uint32_t ino, const char *name, const void *value, uint64_t len, int remove)
 {
 	struct ext2_xattr_handle *handle;
-	errcode_t code = ext2fs_xattrs_open(fs, ino, &handle);
+	void *old = NULL;
+	size_t old_len;
+	uint64_t before;
+	errcode_t code = value_clusters(fs, ino, &before);
 
+	if (!code)
+		code = ext2fs_xattrs_open(fs, ino, &handle);
 	if (code)
 		return code;
 	code = ext2fs_xattrs_read(handle);
+	/* To libext2fs it is no error to remove what is not there. */
+	if (!code && remove) {
+		code = ext2fs_xattr_get(handle, name, &old, &old_len);
+		if (!code)
+			ext2fs_free_mem(&old);
+	}
 	if (!code)
 		code = remove ? ext2fs_xattr_remove(handle, name) : ext2fs_xattr_set(handle, name, value, len);
 	ext2fs_xattrs_close(&handle);
-	return code;
+	return code ? code : count_values(fs, ino, before);
 }
 
 long cs_xattr_set(cs_fs fs, uint32_t ino, const char *name, const void *value, uint64_t len)
@@ -577,11 +653,6 @@ long cs_free(cs_fs fs, uint32_t ino)
 
 /* Folders */
 
-long cs_lookup(cs_fs fs, uint32_t folder, const char *name, uint32_t *out)
-{
-	return ext2fs_lookup(fs, folder, name, (int)strlen(name), NULL, out);
-}
-
 /*
  * A folder inside its inode gets a block before it changes: libext2fs 1.47.0 calls one that it filled itself corrupt.
  */
@@ -594,26 +665,189 @@ static errcode_t prepare(cs_fs fs, uint32_t folder, struct ext2_inode *inode)
 	return code;
 }
 
-long cs_link(cs_fs fs, uint32_t folder, const char *name, uint32_t ino, int type)
+/* Reads one block of a folder; a hole is no block of it. */
+static errcode_t folder_block(cs_fs fs, uint32_t folder, struct ext2_inode *inode, uint64_t number,
+			      blk64_t *place, char *buf)
+{
+	errcode_t code = ext2fs_bmap2(fs, folder, inode, NULL, 0, number, NULL, place);
+
+	if (!code && *place == 0)
+		code = EXT2_ET_DIR_NO_SPACE;
+	return code ? code : ext2fs_read_dir_block4(fs, *place, buf, 0, folder);
+}
+
+/* The entry at byte at of a block, and its length; NULL at the end, and where the block makes no sense. */
+static struct ext2_dir_entry *entry_at(cs_fs fs, char *buf, unsigned int at, unsigned int *len)
+{
+	unsigned int end = fs->blocksize;
+	struct ext2_dir_entry *entry = (struct ext2_dir_entry *)(buf + at);
+
+	if (ext2fs_has_feature_metadata_csum(fs->super))
+		end -= sizeof(struct ext2_dir_entry_tail);
+	if (at + EXT2_DIR_ENTRY_HEADER_LEN > end || ext2fs_get_rec_len(fs, entry, len))
+		return NULL;
+	if (*len < EXT2_DIR_ENTRY_HEADER_LEN || *len % 4 || at + *len > fs->blocksize)
+		return NULL;
+	if (EXT2_DIR_ENTRY_HEADER_LEN + (unsigned int)ext2fs_dirent_name_len(entry) > *len)
+		return NULL;
+	return entry;
+}
+
+static int is_called(const struct ext2_dir_entry *entry, const char *name)
+{
+	size_t len = strlen(name);
+
+	return entry->inode && (size_t)ext2fs_dirent_name_len(entry) == len && !memcmp(entry->name, name, len);
+}
+
+/* Adds an entry to a block whose buffer is given, if there is room. */
+static errcode_t add_entry(cs_fs fs, char *buf, const char *name, uint32_t ino, int type)
+{
+	unsigned int need = EXT2_DIR_REC_LEN(strlen(name)), len, used;
+	struct ext2_dir_entry *entry;
+	errcode_t code = 0;
+
+	for (unsigned int at = 0; (entry = entry_at(fs, buf, at, &len)); at += len) {
+		used = entry->inode ? EXT2_DIR_REC_LEN(ext2fs_dirent_name_len(entry)) : 0;
+		if (used > len || len - used < need)
+			continue;
+		if (used) {
+			code = ext2fs_set_rec_len(fs, used, entry);
+			entry = (struct ext2_dir_entry *)(buf + at + used);
+		}
+		entry->inode = ino;
+		ext2fs_dirent_set_name_len(entry, (int)strlen(name));
+		ext2fs_dirent_set_file_type(entry, ext2fs_has_feature_filetype(fs->super) ? type : 0);
+		memcpy(entry->name, name, strlen(name));
+		return code ? code : ext2fs_set_rec_len(fs, len - used, entry);
+	}
+	return EXT2_ET_DIR_NO_SPACE;
+}
+
+static errcode_t link_in(cs_fs fs, uint32_t folder, struct ext2_inode *inode, uint64_t number,
+			 const char *name, uint32_t ino, int type)
+{
+	char *buf = malloc(fs->blocksize);
+	blk64_t place;
+	errcode_t code;
+
+	if (!buf)
+		return EXT2_ET_NO_MEMORY;
+	code = folder_block(fs, folder, inode, number, &place, buf);
+	if (!code)
+		code = add_entry(fs, buf, name, ino, type);
+	if (!code)
+		code = ext2fs_write_dir_block4(fs, place, buf, 0, folder);
+	free(buf);
+	return code;
+}
+
+static uint64_t blocks_of(cs_fs fs, struct ext2_inode *inode)
+{
+	return EXT2_I_SIZE(inode) / fs->blocksize;
+}
+
+/*
+ * from is the block of the last name that was added: blocks before it are full, or were once.
+ * ext2fs_link would look through all of them for each name.
+ */
+long cs_link(cs_fs fs, uint32_t folder, const char *name, uint32_t ino, int type, uint64_t *from)
 {
 	struct ext2_inode inode;
+	errcode_t code = prepare(fs, folder, &inode);
+
+	if (code)
+		return code;
+	if (inode.i_flags & EXT2_INDEX_FL)
+		return ext2fs_link(fs, folder, name, ino, type);
+	for (; *from < blocks_of(fs, &inode); ++*from) {
+		code = link_in(fs, folder, &inode, *from, name, ino, type);
+		if (code != EXT2_ET_DIR_NO_SPACE)
+			return code;
+	}
+	code = ext2fs_expand_dir(fs, folder);
+	if (!code)
+		code = ext2fs_read_inode(fs, folder, &inode);
+	if (code)
+		return code;
+	*from = blocks_of(fs, &inode) - 1;
+	return link_in(fs, folder, &inode, *from, name, ino, type);
+}
+
+static errcode_t unlink_in(cs_fs fs, uint32_t folder, struct ext2_inode *inode, uint64_t number, const char *name)
+{
+	struct ext2_dir_entry *entry, *before = NULL;
+	errcode_t code;
+	blk64_t place;
+	unsigned int len, before_len = 0;
+	char *buf = malloc(fs->blocksize);
+
+	if (!buf)
+		return EXT2_ET_NO_MEMORY;
+	code = folder_block(fs, folder, inode, number, &place, buf);
+	for (unsigned int at = 0; !code; at += len) {
+		entry = entry_at(fs, buf, at, &len);
+		if (!entry) {
+			code = EXT2_ET_FILE_NOT_FOUND;
+		} else if (is_called(entry, name)) {
+			if (before)
+				code = ext2fs_set_rec_len(fs, before_len + len, before);
+			else
+				entry->inode = 0;
+			if (!code)
+				code = ext2fs_write_dir_block4(fs, place, buf, 0, folder);
+			break;
+		}
+		before = entry;
+		before_len = len;
+	}
+	free(buf);
+	return code;
+}
+
+/* hint is the block where the name was; an index may have moved it. */
+long cs_unlink(cs_fs fs, uint32_t folder, const char *name, uint32_t ino, uint64_t hint)
+{
+	struct ext2_inode inode;
+	errcode_t code = prepare(fs, folder, &inode);
+
+	if (code)
+		return code;
+	if (hint < blocks_of(fs, &inode) && !unlink_in(fs, folder, &inode, hint, name))
+		return 0;
+	return ext2fs_unlink(fs, folder, name, ino, 0);
+}
+
+/* Calls emit for every name but . and .. */
+long cs_names(cs_fs fs, uint32_t folder, void *host,
+	      void (*emit)(void *host, const char *name, uint32_t len, uint32_t ino, uint64_t block))
+{
+	struct ext2_inode inode;
+	struct ext2_dir_entry *entry;
+	unsigned int len;
+	blk64_t place;
+	char *buf;
 	errcode_t code = prepare(fs, folder, &inode);
 
 	if (!code)
-		code = ext2fs_link(fs, folder, name, ino, type);
-	/* An indexed folder grows by itself. */
-	if (code != EXT2_ET_DIR_NO_SPACE || inode.i_flags & EXT2_INDEX_FL)
+		code = ext2fs_read_inode(fs, folder, &inode);
+	if (code)
 		return code;
-	code = ext2fs_expand_dir(fs, folder);
-	return code ? code : ext2fs_link(fs, folder, name, ino, type);
-}
-
-long cs_unlink(cs_fs fs, uint32_t folder, const char *name, uint32_t ino)
-{
-	struct ext2_inode inode;
-	errcode_t code = prepare(fs, folder, &inode);
-
-	return code ? code : ext2fs_unlink(fs, folder, name, ino, 0);
+	if (blocks_of(fs, &inode) > ext2fs_blocks_count(fs->super))
+		return EXT2_ET_DIR_CORRUPTED;
+	buf = malloc(fs->blocksize);
+	if (!buf)
+		return EXT2_ET_NO_MEMORY;
+	for (uint64_t number = 0; !code && number < blocks_of(fs, &inode); number++) {
+		code = folder_block(fs, folder, &inode, number, &place, buf);
+		for (unsigned int at = 0; !code && (entry = entry_at(fs, buf, at, &len)); at += len)
+			if (entry->inode && !is_called(entry, ".") && !is_called(entry, ".."))
+				emit(host, entry->name, (uint32_t)ext2fs_dirent_name_len(entry), entry->inode, number);
+		if (code == EXT2_ET_DIR_NO_SPACE)
+			code = 0;
+	}
+	free(buf);
+	return code;
 }
 
 struct parent {

@@ -51,9 +51,10 @@ long cs_truncate(cs_fs fs, uint32_t ino, uint64_t size);
 long cs_map(cs_fs fs, uint32_t ino, uint64_t first, uint32_t count, uint64_t *blocks, uint8_t *fresh);
 long cs_free(cs_fs fs, uint32_t ino);
 
-long cs_lookup(cs_fs fs, uint32_t folder, const char *name, uint32_t *out);
-long cs_link(cs_fs fs, uint32_t folder, const char *name, uint32_t ino, int type);
-long cs_unlink(cs_fs fs, uint32_t folder, const char *name, uint32_t ino);
+long cs_names(cs_fs fs, uint32_t folder, void *host,
+	      void (*emit)(void *host, const char *name, uint32_t len, uint32_t ino, uint64_t block));
+long cs_link(cs_fs fs, uint32_t folder, const char *name, uint32_t ino, int type, uint64_t *from);
+long cs_unlink(cs_fs fs, uint32_t folder, const char *name, uint32_t ino, uint64_t hint);
 long cs_set_parent(cs_fs fs, uint32_t folder, uint32_t parent);
 long cs_is_empty(cs_fs fs, uint32_t folder, int *empty);
 

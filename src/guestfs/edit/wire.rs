@@ -47,8 +47,8 @@ pub(crate) enum Answer {
     Put { edit: u64, skip: u32, len: u32, at: u64 },
     /// One more edit is done.
     Done,
-    /// The edit that is next could not be done; or the task as a whole.
-    Failed { class: u8, text: String },
+    /// The next edit could not be done; or, when it is not `of_edit`, the task as a whole.
+    Failed { of_edit: bool, class: u8, text: String },
     /// Everything is done and written.
     Finished { made: u32, freed: u32 },
     /// `e2fsck` reads these bytes.
@@ -291,8 +291,8 @@ impl Answer {
                 Out::new(out, 2).u64(*edit).u32(*skip).u32(*len).u64(*at);
             }
             Self::Done => drop(Out::new(out, 3)),
-            Self::Failed { class, text } => {
-                Out::new(out, 4).u8(*class).bytes(text.as_bytes());
+            Self::Failed { of_edit, class, text } => {
+                Out::new(out, 4).u8(u8::from(*of_edit)).u8(*class).bytes(text.as_bytes());
             }
             Self::Finished { made, freed } => {
                 Out::new(out, 5).u32(*made).u32(*freed);
@@ -311,9 +311,11 @@ impl Answer {
             1 => Self::Write { at: from.u64()?, data: from.owned()? },
             2 => Self::Put { edit: from.u64()?, skip: from.u32()?, len: from.u32()?, at: from.u64()? },
             3 => Self::Done,
-            4 => {
-                Self::Failed { class: from.u8()?, text: String::from_utf8_lossy(from.bytes()?).into_owned() }
-            }
+            4 => Self::Failed {
+                of_edit: from.u8()? != 0,
+                class: from.u8()?,
+                text: String::from_utf8_lossy(from.bytes()?).into_owned(),
+            },
             5 => Self::Finished { made: from.u32()?, freed: from.u32()? },
             6 => Self::Meta { at: from.u64()?, len: from.u64()? },
             _ => return None,
@@ -321,3 +323,7 @@ impl Answer {
         from.0.is_empty().then_some(answer)
     }
 }
+
+#[cfg(test)]
+#[path = "wire_tests.rs"]
+mod tests;

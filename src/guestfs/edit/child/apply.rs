@@ -4,6 +4,7 @@ use super::super::wire::Answer;
 use super::super::{Attributes, Edit, Kind, Node};
 use super::ffi::{Inode, RawTime};
 use super::fs::{Failure, Fs, Outcome};
+use super::names::Names;
 use crate::guestfs::Time;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -45,6 +46,7 @@ pub(super) struct Work {
     folders: BTreeMap<u32, i32>,
     /// Inodes that had no name at some time.
     loose: BTreeSet<u32>,
+    names: Names,
     made: u32,
     freed: u32,
 }
@@ -62,7 +64,7 @@ impl Work {
             "it counts quotas (the feature quota), which cannot be kept right here"
         } else {
             let (new, folders, loose) = (HashMap::new(), BTreeMap::new(), BTreeSet::new());
-            return Ok(Self { fs, new, folders, loose, made: 0, freed: 0 });
+            return Ok(Self { fs, new, folders, loose, names: Names::default(), made: 0, freed: 0 });
         };
         Err(Failure::unsupported(format!("the filesystem cannot be changed: {refused}")))
     }
@@ -72,7 +74,7 @@ impl Work {
             Node::New(number) => self.new.get(&number).copied(),
             Node::Old(inode) => Some(inode).filter(|inode| self.is_ordinary(*inode)),
         };
-        inode.ok_or_else(|| Failure { class: 3, text: "there is no such object".to_owned() })
+        inode.ok_or_else(|| Failure::new(3, "there is no such object"))
     }
 
     fn is_ordinary(&self, inode: u32) -> bool {
@@ -132,7 +134,7 @@ impl Work {
 
     fn make(&mut self, id: u32, kind: &Kind, attributes: &Attributes) -> Outcome {
         if self.new.contains_key(&id) {
-            return Err(Failure { class: 4, text: "the number is taken".to_owned() });
+            return Err(Failure::new(4, "the number is taken"));
         }
         let (mode, device) = match kind {
             Kind::File => (FILE, [0, 0]),
@@ -204,22 +206,22 @@ impl Work {
         check_name(name)?;
         let folder = self.folder(folder)?;
         let (number, mut inode) = self.get(to, &[])?;
-        if self.fs.lookup(folder, name)?.is_some() {
-            return Err(Failure { class: 4, text: "the name is taken".to_owned() });
+        if self.names.find(&self.fs, folder, name)?.is_some() {
+            return Err(Failure::new(4, "the name is taken"));
         }
         if inode.mode & TYPE == FOLDER {
             if number == ROOT {
                 return Err(Failure::invalid("the root folder has no name"));
             }
-            self.fs.link(folder, name, number, 2)?;
+            self.names.add(&self.fs, folder, name, number, 2)?;
             self.fs.set_parent(number, folder)?;
             *self.folders.entry(number).or_insert(1) += 1;
             return self.count_subfolder(folder, true);
         }
         if inode.links >= LINKS {
-            return Err(Failure { class: 1, text: format!("an object has at most {LINKS} names") });
+            return Err(Failure::new(1, format!("an object has at most {LINKS} names")));
         }
-        self.fs.link(folder, name, number, kind(inode.mode))?;
+        self.names.add(&self.fs, folder, name, number, kind(inode.mode))?;
         inode.links += 1;
         self.fs.set_inode(number, &inode)
     }
@@ -227,13 +229,13 @@ impl Work {
     fn unlink(&mut self, folder: Node, name: &[u8]) -> Outcome {
         check_name(name)?;
         let folder = self.folder(folder)?;
-        let number = self.fs.lookup(folder, name)?;
-        let number = number.ok_or_else(|| Failure { class: 3, text: "there is no such name".to_owned() })?;
+        let number = self.names.find(&self.fs, folder, name)?;
+        let number = number.ok_or_else(|| Failure::new(3, "there is no such name"))?;
         if !self.is_ordinary(number) || number == ROOT {
             return Err(Failure::invalid("the filesystem keeps that name for itself"));
         }
         let mut inode = self.fs.inode(number)?;
-        self.fs.unlink(folder, name, number)?;
+        self.names.remove(&self.fs, folder, name)?;
         if inode.mode & TYPE == FOLDER {
             *self.folders.entry(number).or_insert(1) -= 1;
             return self.count_subfolder(folder, false);
@@ -253,10 +255,7 @@ impl Work {
             (1, _) => 1,
             (LINKS.., true) if self.fs.info.ro_compat & DIR_NLINK != 0 => 1,
             (LINKS.., true) => {
-                return Err(Failure {
-                    class: 1,
-                    text: format!("a folder has at most {LINKS} folders in it"),
-                });
+                return Err(Failure::new(1, format!("a folder has at most {LINKS} folders in it")));
             }
             (links, true) => links + 1,
             (links, false) => links.saturating_sub(1),
@@ -283,10 +282,7 @@ impl Work {
             _ => u64::from(u32::MAX) - 1,
         };
         if size.div_ceil(block) > most.min(u64::from(u32::MAX) - 1) {
-            return Err(Failure {
-                class: 1,
-                text: "the filesystem takes no file as long as that".to_owned(),
-            });
+            return Err(Failure::new(1, "the filesystem takes no file as long as that"));
         }
         self.fs.truncate(number, size)
     }

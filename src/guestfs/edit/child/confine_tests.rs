@@ -13,8 +13,10 @@ fn confined(attempt: fn() -> i64) -> WaitStatus {
     // SAFETY: the new process has this thread alone, and ends without a destructor.
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => {
-            drop((ours, theirs));
-            waitpid(child, None).unwrap()
+            drop(theirs);
+            let end = waitpid(child, None).unwrap();
+            drop(ours);
+            end
         }
         ForkResult::Child => {
             // SAFETY: plain system calls; nothing of the harness is used any more.
@@ -64,10 +66,8 @@ fn the_child_is_killed_for_opening_connecting_forking_and_running() {
 fn the_child_keeps_its_memory_and_its_socket() {
     let end = confined(|| {
         let memory = vec![7_u8; 64 << 20];
-        // The other end is closed: the call is let through, and fails.
-        let written = call(libc::SYS_write, [SOCKET.into(), name(b"x"), 1]);
-        i64::from(memory.iter().map(|byte| u64::from(*byte)).sum::<u64>() == 7 << 26) - 1 + written.min(0) + 1
+        let wrote = call(libc::SYS_write, [SOCKET.into(), name(b"x"), 1]);
+        if wrote == 1 && memory.iter().all(|byte| *byte == 7) { 0 } else { -1 }
     });
-    // SIGPIPE is ignored in a Rust program, so the write fails with a number: -1, which the sum above makes 0.
     assert!(matches!(end, WaitStatus::Exited(_, 0)), "{end:?}");
 }

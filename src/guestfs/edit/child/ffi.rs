@@ -10,6 +10,7 @@ pub(super) struct RawFs {
 
 pub(super) type Read = unsafe extern "C" fn(*mut c_void, u64, u64, *mut u8) -> c_long;
 pub(super) type Write = unsafe extern "C" fn(*mut c_void, u64, u64, *const u8) -> c_long;
+pub(super) type EmitName = unsafe extern "C" fn(*mut c_void, *const u8, u32, u32, u64);
 pub(super) type Emit = unsafe extern "C" fn(*mut c_void, u64, u64) -> c_long;
 
 #[repr(C)]
@@ -91,9 +92,16 @@ unsafe extern "C" {
         fresh: *mut u8,
     ) -> c_long;
     pub(super) fn cs_free(fs: *mut RawFs, ino: u32) -> c_long;
-    pub(super) fn cs_lookup(fs: *mut RawFs, folder: u32, name: *const c_char, out: *mut u32) -> c_long;
-    pub(super) fn cs_link(fs: *mut RawFs, folder: u32, name: *const c_char, ino: u32, kind: c_int) -> c_long;
-    pub(super) fn cs_unlink(fs: *mut RawFs, folder: u32, name: *const c_char, ino: u32) -> c_long;
+    pub(super) fn cs_names(fs: *mut RawFs, folder: u32, host: *mut c_void, emit: EmitName) -> c_long;
+    pub(super) fn cs_link(
+        fs: *mut RawFs,
+        folder: u32,
+        name: *const c_char,
+        ino: u32,
+        kind: c_int,
+        from: *mut u64,
+    ) -> c_long;
+    pub(super) fn cs_unlink(fs: *mut RawFs, folder: u32, name: *const c_char, ino: u32, hint: u64) -> c_long;
     pub(super) fn cs_set_parent(fs: *mut RawFs, folder: u32, parent: u32) -> c_long;
     pub(super) fn cs_is_empty(fs: *mut RawFs, folder: u32, empty: *mut c_int) -> c_long;
     pub(super) fn cs_xattr_set(

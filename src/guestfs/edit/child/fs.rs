@@ -3,6 +3,7 @@
 use super::cache::Cache;
 use super::ffi::{self, Info, Inode, Io, RawFs};
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_long, c_void};
 use std::io;
 use std::rc::Rc;
@@ -13,20 +14,25 @@ pub(super) struct Failure {
     /// 0 damage, 1 no space, 2 unsupported, 3 not found, 4 exists, 5 invalid.
     pub(super) class: u8,
     pub(super) text: String,
+    /// Whether the next edit is what failed.
+    pub(super) of_edit: bool,
 }
 
 impl Failure {
+    pub(super) fn new(class: u8, text: impl Into<String>) -> Self {
+        Self { class, text: text.into(), of_edit: false }
+    }
     pub(super) fn invalid(text: impl Into<String>) -> Self {
-        Self { class: 5, text: text.into() }
+        Self::new(5, text)
     }
     pub(super) fn unsupported(text: impl Into<String>) -> Self {
-        Self { class: 2, text: text.into() }
+        Self::new(2, text)
     }
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self { class: 0, text: error.to_string() }
+        Self::new(0, error.to_string())
     }
 }
 
@@ -70,6 +76,23 @@ fn code(result: io::Result<()>) -> c_long {
     }
 }
 
+/// What a name of a folder stands for, and the folder's block that it was in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) inode: u32,
+    pub(super) block: u64,
+}
+
+/// # Safety
+/// `host` is the map that `Fs::names` gave, and `name` has `len` bytes.
+unsafe extern "C" fn emit_name(host: *mut c_void, name: *const u8, len: u32, inode: u32, block: u64) {
+    // SAFETY: as the caller promises; the pointer comes back unchanged, during `names`.
+    let (names, name) = unsafe {
+        (&mut *host.cast::<HashMap<Vec<u8>, Entry>>(), std::slice::from_raw_parts(name, len as usize))
+    };
+    names.insert(name.to_vec(), Entry { inode, block });
+}
+
 type Emitter<'a> = &'a mut dyn FnMut(u64, u64) -> io::Result<()>;
 
 /// # Safety
@@ -88,7 +111,7 @@ fn checked(code: c_long) -> Outcome {
     let text = unsafe { CStr::from_ptr(ffi::cs_message(code)) }.to_string_lossy().into_owned();
     // SAFETY: it takes and gives a number.
     let class = unsafe { ffi::cs_class(code) };
-    Err(Failure { class: u8::try_from(class).unwrap_or(0), text })
+    Err(Failure::new(u8::try_from(class).unwrap_or(0), text))
 }
 
 fn text(bytes: &[u8]) -> Outcome<CString> {
@@ -167,26 +190,25 @@ impl Fs {
         checked(unsafe { ffi::cs_free(self.raw, inode) })
     }
 
-    pub(super) fn lookup(&self, folder: u32, name: &[u8]) -> Outcome<Option<u32>> {
-        let (name, mut number) = (text(name)?, 0);
+    /// Every name in a folder but `.` and `..`.
+    pub(super) fn names(&self, folder: u32) -> Outcome<HashMap<Vec<u8>, Entry>> {
+        let mut names = HashMap::new();
+        // SAFETY: as above; `emit_name` gets the names back, and only until this returns.
+        checked(unsafe { ffi::cs_names(self.raw, folder, (&raw mut names).cast(), emit_name) })?;
+        Ok(names)
+    }
+
+    /// Adds a name, in the block `from` of the folder or a later one, which `from` then is.
+    pub(super) fn link(&self, folder: u32, name: &[u8], inode: u32, kind: i32, from: &mut u64) -> Outcome {
+        let name = text(name)?;
         // SAFETY: as above; the name ends with a NUL.
-        match checked(unsafe { ffi::cs_lookup(self.raw, folder, name.as_ptr(), &raw mut number) }) {
-            Ok(()) => Ok(Some(number)),
-            Err(Failure { class: 3, .. }) => Ok(None),
-            Err(failure) => Err(failure),
-        }
+        checked(unsafe { ffi::cs_link(self.raw, folder, name.as_ptr(), inode, kind, from) })
     }
 
-    pub(super) fn link(&self, folder: u32, name: &[u8], inode: u32, kind: i32) -> Outcome {
+    pub(super) fn unlink(&self, folder: u32, name: &[u8], entry: Entry) -> Outcome {
         let name = text(name)?;
         // SAFETY: as above.
-        checked(unsafe { ffi::cs_link(self.raw, folder, name.as_ptr(), inode, kind) })
-    }
-
-    pub(super) fn unlink(&self, folder: u32, name: &[u8], inode: u32) -> Outcome {
-        let name = text(name)?;
-        // SAFETY: as above.
-        checked(unsafe { ffi::cs_unlink(self.raw, folder, name.as_ptr(), inode) })
+        checked(unsafe { ffi::cs_unlink(self.raw, folder, name.as_ptr(), entry.inode, entry.block) })
     }
 
     pub(super) fn set_parent(&self, folder: u32, parent: u32) -> Outcome {

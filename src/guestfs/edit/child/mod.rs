@@ -5,6 +5,7 @@ mod cache;
 mod confine;
 mod ffi;
 mod fs;
+mod names;
 mod port;
 
 use super::wire::{Answer, Mode, Order};
@@ -45,7 +46,7 @@ fn task(mut port: Port) -> io::Result<()> {
     };
     let answer = match result {
         Ok((made, freed)) => Answer::Finished { made, freed },
-        Err(Failure { class, text }) => Answer::Failed { class, text },
+        Err(Failure { of_edit, class, text }) => Answer::Failed { of_edit, class, text },
     };
     let port = &mut cache.borrow_mut().port;
     port.say(&answer)?;
@@ -57,12 +58,13 @@ fn edit(fs: Fs) -> Result<(u32, u32), Failure> {
     let mut work = Work::new(fs)?;
     for number in 0_u64.. {
         let order = cache.borrow_mut().port.next()?;
-        match order {
-            Order::Edit(edit) => work.apply(edit)?,
-            Order::Write { node, at, len } => work.write(number, node, at, len)?,
+        let done = match order {
+            Order::Edit(edit) => work.apply(edit),
+            Order::Write { node, at, len } => work.write(number, node, at, len),
             Order::Finish => break,
-            Order::Hello { .. } | Order::Bytes(_) => return Err(Failure::invalid("an order makes no sense")),
-        }
+            Order::Hello { .. } | Order::Bytes(_) => Err(Failure::invalid("an order makes no sense")),
+        };
+        done.map_err(|failure| Failure { of_edit: true, ..failure })?;
         cache.borrow_mut().port.say(&Answer::Done)?;
     }
     work.finish()
