@@ -195,7 +195,8 @@ fn what_equals_the_new_base_is_no_longer_the_clones() {
     let bytes = world.clone("web");
     let own = world.store.store.usage(&Target::Clone(name("web"))).unwrap().own_bytes;
     world.update(bytes.clone());
-    let done = rebase(&world.store.store, &World::request("web", 2, Strategy::Keep), &Silent).unwrap().unwrap();
+    let done =
+        rebase(&world.store.store, &World::request("web", 2, Strategy::Keep), &Silent).unwrap().unwrap();
     assert_eq!(done.own_bytes, 0);
     world.store.store.remove_checkpoint(&name("web"), 1).unwrap();
     let after = world.store.store.usage(&Target::Clone(name("web"))).unwrap().own_bytes;
@@ -235,8 +236,7 @@ fn a_clone_in_use_is_left_as_it_is() {
     world.next();
     let open = world.store.store.open_clone(&name("web"), Access::Write).unwrap();
     for strategy in [Strategy::Keep, Strategy::Replace] {
-        let error =
-            rebase(&world.store.store, &World::request("web", 2, strategy), &Silent).unwrap_err();
+        let error = rebase(&world.store.store, &World::request("web", 2, strategy), &Silent).unwrap_err();
         assert_eq!(error.kind(), Kind::Busy, "{error}");
     }
     open.close().unwrap();

@@ -127,9 +127,7 @@ impl Rebase {
         let onto = store.base(&self.onto)?;
         let mut clones = match self.all {
             true => store.clones()?.into_iter().filter(|clone| clone.base.name == onto.name).collect(),
-            false => {
-                self.clones.iter().map(|name| store.clone_named(name)).collect::<Result<Vec<_>>>()?
-            }
+            false => self.clones.iter().map(|name| store.clone_named(name)).collect::<Result<Vec<_>>>()?,
         };
         clones.retain(|clone| self.only.is_empty() || self.only.iter().any(|only| only.is(clone)));
         if let Some(canary) = self.canary {
@@ -142,7 +140,11 @@ impl Rebase {
         let request = |clone: store::Clone| {
             let kept = self.keep_disk.iter().any(|disk| disk.is(&clone));
             let strategy = if kept { Strategy::Keep } else { self.strategy };
-            RebaseRequest { onto: BaseRef::exact(onto.name.clone(), onto.version), clone: clone.name, strategy }
+            RebaseRequest {
+                onto: BaseRef::exact(onto.name.clone(), onto.version),
+                clone: clone.name,
+                strategy,
+            }
         };
         Ok(clones.into_iter().map(request).collect())
     }

@@ -77,7 +77,8 @@ pub fn import(store: &Store, request: &ImportRequest, progress: &dyn Progress) -
 pub fn promote(store: &Store, clone: &Name, base: &Name, progress: &dyn Progress) -> Result<Base> {
     let open = store.open_clone(clone, Access::Read)?;
     let new = store.new_version(base)?;
-    let stored = store_disk(&open.disk, &new, progress).map_err(|error| error.at(format!("clone {clone}")))?;
+    let stored =
+        store_disk(&open.disk, &new, progress).map_err(|error| error.at(format!("clone {clone}")))?;
     new.commit(stored.finished(&format!("clone {clone}")))
 }
 
@@ -85,7 +86,12 @@ pub fn promote(store: &Store, clone: &Name, base: &Name, progress: &dyn Progress
 ///
 /// # Errors
 /// As [`promote`].
-pub fn promote_scratch(store: &Store, scratch: &Scratch, base: &Name, progress: &dyn Progress) -> Result<Base> {
+pub fn promote_scratch(
+    store: &Store,
+    scratch: &Scratch,
+    base: &Name,
+    progress: &dyn Progress,
+) -> Result<Base> {
     let new = store.new_version(base)?;
     let stored = store_disk(&scratch.disk.disk, &new, progress)?;
     new.commit(stored.finished("an edit of the version before"))

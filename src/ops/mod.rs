@@ -5,6 +5,7 @@ mod convert;
 pub mod export;
 pub mod import;
 pub mod map;
+pub mod merge;
 mod mounted;
 mod newfile;
 pub mod rebase;

@@ -112,4 +112,3 @@ pub(super) fn padded(len: u64) -> Result<u64> {
         _ => Err(Error::invalid(format!("its disk has {len} bytes; at most 16 TiB are taken"))),
     }
 }
-

@@ -1,8 +1,6 @@
 //! What is in a store.
 
-use super::layout::{
-    BASE_FILE, BASES, CLONE_DISK, CLONE_FILE, CLONES, checkpoint_file, checkpoint_of_file,
-};
+use super::layout::{BASE_FILE, BASES, CLONE_DISK, CLONE_FILE, CLONES, checkpoint_file, checkpoint_of_file};
 use super::manifest::{self, BaseManifest, CheckpointManifest, CloneManifest};
 use super::name::parse_version;
 use super::types::Clone;
@@ -142,7 +140,8 @@ impl Store {
     /// # Errors
     /// `Corrupt`, the host's.
     pub fn clones_of(&self, base: &BaseRef) -> Result<Vec<Name>> {
-        let is = |id: &BaseId| id.name == base.name && base.version.is_none_or(|version| id.version == version);
+        let is =
+            |id: &BaseId| id.name == base.name && base.version.is_none_or(|version| id.version == version);
         let mut found = Vec::new();
         for clone in self.clones()? {
             match self.bases_below(&clone) {
@@ -217,8 +216,7 @@ impl Store {
         let mut found: Vec<BaseId> = std::iter::once(manifest.base).chain(manifest.next).collect();
         let names = folder.names().map_err(|error| cannot_list(&folder, error))?;
         for number in names.iter().filter_map(|name| checkpoint_of_file(name)) {
-            if let Some(checkpoint) =
-                manifest::load::<CheckpointManifest>(&folder, &checkpoint_file(number))?
+            if let Some(checkpoint) = manifest::load::<CheckpointManifest>(&folder, &checkpoint_file(number))?
             {
                 found.push(checkpoint.base);
             }

@@ -102,6 +102,4 @@ impl Rebase {
         held.outlast_late_openers()?;
         Ok(frozen)
     }
-
 }
-

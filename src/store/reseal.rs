@@ -67,7 +67,8 @@ impl Store {
     /// Whether the checkpoint had to be sealed anew.
     fn reseal_one(&self, folder: &Folder, number: u32, file: &HostFile) -> Result<bool> {
         let cannot = |error| Error::io("cannot read it", error);
-        let Some(mut manifest) = manifest::load::<CheckpointManifest>(folder, &checkpoint_file(number))? else {
+        let Some(mut manifest) = manifest::load::<CheckpointManifest>(folder, &checkpoint_file(number))?
+        else {
             return Err(Error::new(Kind::NotFound, "its manifest is missing"));
         };
         let base = self.base_of_clone("its base", &manifest.base)?;

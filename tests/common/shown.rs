@@ -197,7 +197,8 @@ fn checkpoint_digest(store: &Store, clone: &cowshed::store::Clone, number: u32) 
     }
     let (name, mut next) = base.map(|base| (base.name, Some(base.version))).ok_or("no checkpoint")?;
     while let Some(version) = next {
-        let found = store.base(&BaseRef::exact(name.clone(), version)).map_err(|error| say("base", &error))?;
+        let found =
+            store.base(&BaseRef::exact(name.clone(), version)).map_err(|error| say("base", &error))?;
         let path = store.root().join(format!("bases/{name}/{version}/disk.{}", found.format));
         if found.format == DiskFormat::Qcow2 {
             layers.push(Layer::qcow2(image(&path)?));

@@ -120,7 +120,13 @@ impl TempStore {
 }
 
 pub fn request(source: &Path, name: &str, format: Option<Format>) -> ImportRequest {
-    ImportRequest { source: source.to_owned(), format, name: self::name(name), update: false, follow_backing: false }
+    ImportRequest {
+        source: source.to_owned(),
+        format,
+        name: self::name(name),
+        update: false,
+        follow_backing: false,
+    }
 }
 
 pub fn name(name: &str) -> Name {

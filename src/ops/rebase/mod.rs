@@ -67,7 +67,8 @@ pub fn rebase(store: &Store, request: &RebaseRequest, progress: &dyn Progress) -
         Strategy::Replace => Some(store.base(&exact)?.size),
     };
     let work = store.begin_rebase(&request.clone, &exact, size)?;
-    let own_bytes = fill(&work, request.strategy, progress).map_err(|error| error.at(format!("clone {}", request.clone)))?;
+    let own_bytes = fill(&work, request.strategy, progress)
+        .map_err(|error| error.at(format!("clone {}", request.clone)))?;
     let checkpoint = Some(work.publish()?.number);
     let RebaseRequest { clone, strategy, .. } = request.clone();
     Ok(Some(Rebased { clone, from, onto, strategy, own_bytes, checkpoint }))

@@ -128,7 +128,13 @@ fn unseal(store: &Store) {
 }
 
 fn request(source: &Path, name: &Name, format: Option<Format>) -> ImportRequest {
-    ImportRequest { source: source.to_owned(), format, name: name.clone(), update: false, follow_backing: true }
+    ImportRequest {
+        source: source.to_owned(),
+        format,
+        name: name.clone(),
+        update: false,
+        follow_backing: true,
+    }
 }
 
 fn names(bytes: &[u8]) {

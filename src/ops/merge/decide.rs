@@ -1,0 +1,404 @@
+//! The merge of three trees, file by file. Nothing is read but what both sides changed, and nothing is written.
+
+use super::fate::{Clash, Conflict, Facts, Fate, Live, Source, differ, facts, provisional};
+use super::packages::Keyed;
+use super::pair::{Object, Objects};
+use super::rules::{Decision, Policy, Rules, Winner};
+use super::text::{TextMerge, merge_text};
+use super::tree::{Contents, File, Tree};
+use super::unified::three_way_diff;
+use super::{Side, Three, Version, accounts, debconf, dpkg};
+use crate::error::Result;
+use crate::guestfs::ext4::FileKind;
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+/// What is known about a path from a database that was merged as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Forced {
+    /// The content of the file.
+    Bytes(Vec<u8>),
+    /// Where the link leads.
+    Target(Vec<u8>),
+    /// It is not there.
+    Gone,
+}
+
+/// What a merge starts from.
+pub struct Input<'a> {
+    /// The trees.
+    pub trees: Three<&'a Tree>,
+    /// Whether inode numbers of the new base mean the same as those of the old one.
+    pub related: bool,
+    /// What the files hold.
+    pub contents: &'a dyn Contents,
+    /// Who wins.
+    pub rules: &'a Rules,
+    /// Packages whose files come from one side.
+    pub units: Option<&'a dpkg::Units>,
+    /// Paths that the databases decide.
+    pub forced: &'a HashMap<Vec<u8>, Forced>,
+}
+
+/// A merge in the making.
+pub(super) struct Merge<'a> {
+    pub(super) input: &'a Input<'a>,
+    pub(super) objects: Objects,
+    pub(super) fates: Vec<Fate>,
+    pub(super) conflicts: Vec<Conflict>,
+    /// What both sides changed and a database settled, in sentences.
+    pub(super) settled: Vec<String>,
+    /// Derived files that are not merged.
+    pub(super) derived: BTreeSet<Vec<u8>>,
+    /// The base's version beside the clone's: object and name.
+    pub(super) siblings: Vec<usize>,
+    told: HashSet<(Vec<u8>, Clash, String)>,
+}
+
+/// How an object is treated.
+enum Way {
+    Merged(Policy),
+    Whole(Side),
+    Derived { drop: bool },
+}
+
+impl<'a> Merge<'a> {
+    pub(super) fn of(input: &'a Input<'a>) -> Result<Self> {
+        let objects = Objects::of(input.trees, input.related);
+        let mut merge = Self {
+            input,
+            objects,
+            fates: Vec::new(),
+            conflicts: Vec::new(),
+            settled: Vec::new(),
+            derived: BTreeSet::new(),
+            siblings: Vec::new(),
+            told: HashSet::new(),
+        };
+        for at in 0..merge.objects.all.len() {
+            let fate = merge.fate(at)?;
+            merge.fates.push(fate);
+        }
+        merge.settle_names();
+        Ok(merge)
+    }
+
+    pub(super) fn file(&self, version: Version, ino: u32) -> &'a File {
+        self.input.trees.of_version(version).file(ino)
+    }
+
+    fn files(&self, object: Object) -> Three<Option<&'a File>> {
+        let file = |version: Version| object.of_version(version).map(|ino| self.file(version, ino));
+        Three { old: file(Version::Old), base: file(Version::Base), clone: file(Version::Clone) }
+    }
+
+    /// The path that rules and reports know an object by.
+    pub(super) fn path(&self, at: usize) -> Vec<u8> {
+        let object = self.objects.all[at];
+        let order = [Version::Clone, Version::Base, Version::Old];
+        let found = order.into_iter().find_map(|version| Some((version, (*object.of_version(version))?)));
+        found.map_or_else(Vec::new, |(version, ino)| self.input.trees.of_version(version).path(ino))
+    }
+
+    /// Writes a clash down, once for each path, and tells who wins for the time being.
+    pub(super) fn clash(&mut self, path: &[u8], clash: Clash, winner: Winner, detail: &str) -> Side {
+        if self.told.insert((path.to_vec(), clash, detail.to_owned())) {
+            let (taken, detail) = (winner.side(), detail.to_owned());
+            self.conflicts.push(Conflict { path: path.to_vec(), clash, taken, detail, diff: String::new() });
+        }
+        provisional(winner)
+    }
+
+    fn way(&mut self, path: &[u8], is_folder: bool) -> Way {
+        let policy = match self.input.rules.decide(path) {
+            Decision::Identity => return Way::Whole(Side::Clone),
+            Decision::Exclude => return Way::Whole(Side::Base),
+            Decision::Derived { drop, .. } if !is_folder => return Way::Derived { drop },
+            Decision::Derived { .. } => Policy { lines: false, winner: Winner::Clone },
+            Decision::Merge(policy) => policy,
+        };
+        if is_folder {
+            return Way::Merged(policy);
+        }
+        match self.input.units.map(|units| units.side_of(path)) {
+            Some(Ok(Some((side, _)))) => return Way::Whole(side),
+            Some(Err(contested)) => {
+                self.clash(path, Clash::Package, policy.winner, &contested.to_string());
+            }
+            _ => {}
+        }
+        match Keyed::of(path) {
+            Some(Keyed::Whole(side)) => Way::Whole(side),
+            _ => Way::Merged(policy),
+        }
+    }
+
+    fn fate(&mut self, at: usize) -> Result<Fate> {
+        let object = self.objects.all[at];
+        let files = self.files(object);
+        if object.base.is_none() && object.clone.is_none() {
+            return Ok(Fate::Dead(Side::Base));
+        }
+        let path = self.path(at);
+        let is_folder = files.base.or(files.clone).is_some_and(File::is_folder);
+        if let Some(fate) = self.forced(&path, files, object) {
+            return Ok(fate);
+        }
+        match self.way(&path, is_folder) {
+            Way::Whole(side) => Ok(self.whole(object, side, true)),
+            Way::Derived { drop } => self.derived(&path, object, drop),
+            Way::Merged(policy) => self.merged(&path, object, policy),
+        }
+    }
+
+    /// All of it as it is on one side.
+    pub(super) fn whole(&self, object: Object, side: Side, forced: bool) -> Fate {
+        let version = Version::from(side);
+        let Some(ino) = *object.of_version(version) else { return Fate::Dead(side) };
+        let file = self.file(version, ino);
+        let names = self.names(version, file);
+        Fate::Live(Box::new(Live { names, source: Source::Of(side), facts: Facts::of(file), forced }))
+    }
+
+    fn names(&self, version: Version, file: &File) -> Vec<(usize, Vec<u8>)> {
+        let name = |(folder, name): &(u32, Vec<u8>)| (self.objects.object(version, *folder), name.clone());
+        file.names.iter().map(name).collect()
+    }
+
+    fn forced(&self, path: &[u8], files: Three<Option<&File>>, object: Object) -> Option<Fate> {
+        let forced = self.input.forced.get(path)?;
+        let kind = files.base.or(files.clone)?.kind;
+        let side = if object.base.is_some() { Side::Base } else { Side::Clone };
+        let Fate::Live(mut live) = self.whole(object, side, true) else { return None };
+        if let Some((facts, _)) = facts(files, Side::Clone) {
+            live.facts = facts;
+        }
+        match forced {
+            Forced::Gone => return Some(Fate::Dead(Side::Clone)),
+            Forced::Bytes(bytes) if kind == FileKind::Regular => live.source = Source::Bytes(bytes.clone()),
+            Forced::Target(target) if kind == FileKind::Symlink => live.facts.target.clone_from(target),
+            _ => return None,
+        }
+        Some(Fate::Live(live))
+    }
+
+    /// What is made from other files: where the two sides differ it is dropped, or the base's until it is made again.
+    fn derived(&mut self, path: &[u8], object: Object, drop: bool) -> Result<Fate> {
+        if self.is_changed(object, Side::Base)? && self.is_changed(object, Side::Clone)? {
+            self.derived.insert(path.to_vec());
+            return Ok(if drop { Fate::Dead(Side::Clone) } else { self.whole(object, Side::Base, true) });
+        }
+        let changed = self.is_changed(object, Side::Clone)?;
+        Ok(self.whole(object, if changed { Side::Clone } else { Side::Base }, false))
+    }
+
+    /// Whether a side changed a file in any way but for its times: also made or deleted it.
+    fn is_changed(&self, object: Object, side: Side) -> Result<bool> {
+        let version = Version::from(side);
+        let (Some(old), Some(new)) = (object.old, *object.of_version(version)) else {
+            return Ok(object.old.is_some() != object.of_version(version).is_some());
+        };
+        let (was, is) = (self.file(Version::Old, old), self.file(version, new));
+        if differ(was, is) {
+            return Ok(true);
+        }
+        if was.is_folder() {
+            return Ok(false);
+        }
+        let mut names = (self.names(Version::Old, was), self.names(version, is));
+        names.0.sort_unstable();
+        names.1.sort_unstable();
+        if names.0 != names.1 {
+            return Ok(true);
+        }
+        let same = |contents: &dyn Contents| contents.same((Version::Old, old), (version, new));
+        Ok(was.kind == FileKind::Regular && !same(self.input.contents)?)
+    }
+
+    fn merged(&mut self, path: &[u8], object: Object, policy: Policy) -> Result<Fate> {
+        match (object.old, object.base, object.clone) {
+            (None, Some(_), None) => Ok(self.whole(object, Side::Base, false)),
+            (None, None, Some(_)) => Ok(self.whole(object, Side::Clone, false)),
+            (Some(_), None, _) => self.deleted(path, object, policy, Side::Base),
+            (Some(_), _, None) => self.deleted(path, object, policy, Side::Clone),
+            _ => self.both(path, object, policy),
+        }
+    }
+
+    /// One side deleted it. A folder goes too, as long as nothing is found in it.
+    fn deleted(&mut self, path: &[u8], object: Object, policy: Policy, by: Side) -> Result<Fate> {
+        let (stays, clash) = match by {
+            Side::Base => (Side::Clone, Clash::DeletedInBase),
+            Side::Clone => (Side::Base, Clash::DeletedInClone),
+        };
+        let of = object.of_version(stays.into()).map(|ino| self.file(stays.into(), ino));
+        if of.is_some_and(File::is_folder) || !self.is_changed(object, stays)? {
+            return Ok(Fate::Dead(by));
+        }
+        let winner = self.clash(path, clash, policy.winner, "");
+        Ok(if winner == by { Fate::Dead(by) } else { self.whole(object, stays, true) })
+    }
+
+    /// Both have it.
+    fn both(&mut self, path: &[u8], object: Object, policy: Policy) -> Result<Fate> {
+        let files = self.files(object);
+        let Some((mut facts, clashes)) = facts(files, provisional(policy.winner)) else {
+            return Ok(Fate::Dead(Side::Base));
+        };
+        if !clashes.is_empty() {
+            self.clash(path, Clash::Metadata, policy.winner, &clashes.join(", "));
+        }
+        let names = self.merged_names(path, object, policy);
+        let (Some(base), Some(clone)) = (files.base, files.clone) else { return Ok(Fate::Dead(Side::Base)) };
+        let mut source = Source::Of(Side::Base);
+        if base.kind == FileKind::Symlink {
+            facts.target = self.merged_target(path, files, policy);
+        } else if base.kind == FileKind::Regular {
+            source = self.content(path, object, policy)?;
+            if let Source::Of(side) = source
+                && let Some(old) = files.old
+                && old.modified != base.modified
+                && old.modified != clone.modified
+            {
+                facts.modified = if side == Side::Base { base.modified } else { clone.modified };
+            }
+        }
+        Ok(Fate::Live(Box::new(Live { names, source, facts, forced: false })))
+    }
+
+    /// Names are a set, but what has one name has one name.
+    fn merged_names(&mut self, path: &[u8], object: Object, policy: Policy) -> Vec<(usize, Vec<u8>)> {
+        let names = |version: Version| -> Vec<_> {
+            let mut names = object
+                .of_version(version)
+                .map(|ino| self.names(version, self.file(version, ino)))
+                .unwrap_or_default();
+            names.sort_unstable();
+            names
+        };
+        let three =
+            Three { old: names(Version::Old), base: names(Version::Base), clone: names(Version::Clone) };
+        if object.old.is_some() {
+            if let Some(side) = three.clear() {
+                return three.of(side).clone();
+            }
+            if three.old.len() == 1 && three.base.len() == 1 && three.clone.len() == 1 {
+                let side = self.clash(path, Clash::Moved, policy.winner, "");
+                return three.of(side).clone();
+            }
+        }
+        super::keyed::sets(&three.old, &three.base, &three.clone)
+    }
+
+    fn merged_target(&mut self, path: &[u8], files: Three<Option<&File>>, policy: Policy) -> Vec<u8> {
+        let targets = files.map(|file| file.map(|file| file.target.clone()));
+        let clear = match targets.old {
+            None => (targets.base == targets.clone).then_some(Side::Base),
+            Some(_) => targets.clear(),
+        };
+        let side = clear.unwrap_or_else(|| {
+            let clash = if targets.old.is_some() { Clash::Content } else { Clash::Added };
+            self.clash(path, clash, policy.winner, "the link leads to two places")
+        });
+        targets.of(side).clone().unwrap_or_default()
+    }
+
+    fn content(&mut self, path: &[u8], object: Object, policy: Policy) -> Result<Source> {
+        let (Some(base), Some(clone)) = (object.base, object.clone) else {
+            return Ok(Source::Of(Side::Base));
+        };
+        let contents = self.input.contents;
+        let (base, clone) = ((Version::Base, base), (Version::Clone, clone));
+        if let Some(old) = object.old.map(|old| (Version::Old, old)) {
+            if contents.same(old, clone)? {
+                return Ok(Source::Of(Side::Base));
+            }
+            if contents.same(old, base)? {
+                return Ok(Source::Of(Side::Clone));
+            }
+        }
+        if contents.same(base, clone)? {
+            return Ok(Source::Of(Side::Base));
+        }
+        self.both_changed(path, object, policy)
+    }
+
+    fn both_changed(&mut self, path: &[u8], object: Object, policy: Policy) -> Result<Source> {
+        let clash = if object.old.is_some() { Clash::Content } else { Clash::Added };
+        let texts = match self.texts(object) {
+            Ok(texts) => texts,
+            // Too long to be looked into: it is merged by nobody.
+            Err(error) if error.kind() == crate::Kind::Unsupported => {
+                return Ok(Source::Of(self.lost(path, object, clash, policy, "")));
+            }
+            Err(error) => return Err(error),
+        };
+        let bytes = texts.map(Vec::as_slice);
+        if let Some(merged) = self.keyed(path, bytes, policy.winner)? {
+            return Ok(merged);
+        }
+        if policy.lines
+            && object.old.is_some()
+            && let TextMerge::Merged(text) = merge_text(bytes)
+        {
+            self.settled.push(format!("{}: both changed it, in different lines", shown(path)));
+            return Ok(Source::Bytes(text));
+        }
+        let diff = three_way_diff(bytes);
+        Ok(Source::Of(self.lost(path, object, clash, policy, &diff)))
+    }
+
+    /// A clash of contents: one side's is taken whole, and the other's may lie beside it.
+    fn lost(&mut self, path: &[u8], object: Object, clash: Clash, policy: Policy, diff: &str) -> Side {
+        let side = self.clash(path, clash, policy.winner, "");
+        if let Some(last) = self.conflicts.last_mut().filter(|last| last.path == path && last.clash == clash)
+        {
+            diff.clone_into(&mut last.diff);
+        }
+        if policy.winner == Winner::Both
+            && let Some(base) = object.base
+        {
+            self.siblings.push(self.objects.object(Version::Base, base));
+        }
+        side
+    }
+
+    fn texts(&self, object: Object) -> Result<Three<Vec<u8>>> {
+        let read = |version: Version| match *object.of_version(version) {
+            Some(ino) => self.input.contents.read((version, ino)),
+            None => Ok(Vec::new()),
+        };
+        Ok(Three { old: read(Version::Old)?, base: read(Version::Base)?, clone: read(Version::Clone)? })
+    }
+
+    /// The merge of a database by its keys; nothing when the file is no such database, or breaks its format.
+    fn keyed(&mut self, path: &[u8], texts: Three<&[u8]>, winner: Winner) -> Result<Option<Source>> {
+        let merged = match Keyed::of(path) {
+            Some(Keyed::Accounts(database)) => accounts::merge(database, texts, winner),
+            Some(Keyed::Dpkg(database)) => dpkg::merge_small(database, texts, winner),
+            Some(Keyed::Debconf) => debconf::merge(texts, winner),
+            Some(Keyed::Foreign(name)) => {
+                self.clash(path, Clash::Database, Winner::Fail, &format!("{name} is not merged"));
+                return Ok(Some(Source::Of(Side::Clone)));
+            }
+            _ => return Ok(None),
+        };
+        match merged {
+            Ok(merged) => {
+                self.settled.extend(merged.settled);
+                for conflict in &merged.conflicts {
+                    self.clash(path, Clash::Database, Winner::Fail, conflict);
+                }
+                Ok(Some(Source::Bytes(merged.bytes)))
+            }
+            Err(error) => {
+                let side = self.clash(path, Clash::Database, winner, &error.to_string());
+                Ok(Some(Source::Of(side)))
+            }
+        }
+    }
+}
+
+/// A path for people: no control characters.
+pub(super) fn shown(path: &[u8]) -> String {
+    super::unified::printable(&String::from_utf8_lossy(path)).replace('\n', " ")
+}

@@ -1,0 +1,155 @@
+//! Which files of the three versions are the same file.
+//!
+//! A file is what has its path: most programs replace a file by writing another one and giving it the name. Where the
+//! path is gone, a file is what has its inode: it was moved, and what is below a moved folder is looked for there.
+
+use super::tree::{File, Tree};
+use super::{Three, Version};
+use std::collections::{BTreeMap, HashMap};
+
+/// One file in the versions that have it.
+pub(super) type Object = Three<Option<u32>>;
+
+/// All files of the three versions, each once.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    pub(super) all: Vec<Object>,
+    /// The object of each file.
+    of: Three<HashMap<u32, usize>>,
+}
+
+/// Pairs of files of the old base with those of another version.
+#[derive(Default)]
+struct Pairs {
+    to: HashMap<u32, u32>,
+    from: HashMap<u32, u32>,
+}
+
+impl Pairs {
+    fn add(&mut self, old: u32, new: u32) -> bool {
+        if self.to.contains_key(&old) || self.from.contains_key(&new) {
+            return false;
+        }
+        self.to.insert(old, new);
+        self.from.insert(new, old);
+        true
+    }
+}
+
+/// Whether two records are of the very same inode.
+fn is_same_inode(old: &File, new: &File) -> bool {
+    (old.kind, old.generation, old.created) == (new.kind, new.generation, new.created)
+}
+
+/// Pairs what is at the same path, and what was moved; `related`: inode numbers mean the same in both.
+fn pairs(old: &Tree, new: &Tree, related: bool) -> Pairs {
+    let mut pairs = Pairs::default();
+    pairs.add(old.root, new.root);
+    let mut folders = vec![(old.root, new.root)];
+    let mut moved: Vec<u32> = old.files.keys().copied().collect();
+    moved.sort_unstable();
+    loop {
+        // Of several names of one file those that still are that file come first.
+        for same in [true, false] {
+            descend(old, new, &folders, same, &mut pairs);
+        }
+        folders.clear();
+        if !related {
+            return pairs;
+        }
+        for ino in &moved {
+            let (Some(was), Some(is)) = (old.files.get(ino), new.files.get(ino)) else { continue };
+            if is_same_inode(was, is) && pairs.add(*ino, *ino) && was.is_folder() {
+                folders.push((*ino, *ino));
+            }
+        }
+        if folders.is_empty() {
+            return pairs;
+        }
+    }
+}
+
+/// Pairs what has the same name below paired folders. Each folder is gone through when it is paired itself.
+fn descend(old: &Tree, new: &Tree, from: &[(u32, u32)], same: bool, pairs: &mut Pairs) {
+    let mut folders = from.to_vec();
+    while let Some((above, beside)) = folders.pop() {
+        for (name, was) in &old.file(above).children {
+            let Some(is) = new.file(beside).children.get(name) else { continue };
+            let (one, other) = (old.file(*was), new.file(*is));
+            if one.kind != other.kind {
+                continue;
+            }
+            let paired = (!same || (was == is && is_same_inode(one, other))) && pairs.add(*was, *is);
+            let known = pairs.to.get(was) == Some(is);
+            if one.is_folder() && (paired || known) {
+                folders.push((*was, *is));
+            }
+        }
+    }
+}
+
+impl Objects {
+    /// The objects of three trees. `related` says of the base and of the clone whether their inode numbers mean the
+    /// same as the old base's.
+    pub(super) fn of(trees: Three<&Tree>, base_related: bool) -> Self {
+        let base = pairs(trees.old, trees.base, base_related);
+        let clone = pairs(trees.old, trees.clone, true);
+        let mut objects = Self::default();
+        for old in sorted(trees.old) {
+            let (base, clone) = (base.to.get(&old).copied(), clone.to.get(&old).copied());
+            objects.add(Three { old: Some(old), base, clone });
+        }
+        objects.pair_added(trees);
+        for base in sorted(trees.base) {
+            if !objects.of.base.contains_key(&base) {
+                objects.add(Three { old: None, base: Some(base), clone: None });
+            }
+        }
+        for clone in sorted(trees.clone) {
+            if !objects.of.clone.contains_key(&clone) {
+                objects.add(Three { old: None, base: None, clone: Some(clone) });
+            }
+        }
+        objects
+    }
+
+    fn add(&mut self, object: Object) -> usize {
+        let at = self.all.len();
+        for version in [Version::Old, Version::Base, Version::Clone] {
+            if let Some(ino) = object.of_version(version) {
+                self.of.of_version_mut(version).insert(*ino, at);
+            }
+        }
+        self.all.push(object);
+        at
+    }
+
+    /// The object of a file.
+    pub(super) fn object(&self, version: Version, ino: u32) -> usize {
+        self.of.of_version(version)[&ino]
+    }
+
+    /// What both sides added under the same name in the same folder is one object, if it is of one kind.
+    fn pair_added(&mut self, trees: Three<&Tree>) {
+        let mut next = 0;
+        while let Some(object) = self.all.get(next).copied() {
+            next += 1;
+            let (Some(base), Some(clone)) = (object.base, object.clone) else { continue };
+            let (base, clone): (&BTreeMap<_, _>, _) =
+                (&trees.base.file(base).children, &trees.clone.file(clone).children);
+            for (name, in_base) in base {
+                let Some(in_clone) = clone.get(name) else { continue };
+                let known = self.of.base.contains_key(in_base) || self.of.clone.contains_key(in_clone);
+                if !known && trees.base.file(*in_base).kind == trees.clone.file(*in_clone).kind {
+                    self.add(Three { old: None, base: Some(*in_base), clone: Some(*in_clone) });
+                }
+            }
+        }
+    }
+}
+
+fn sorted(tree: &Tree) -> Vec<u32> {
+    let mut all: Vec<u32> = tree.files.keys().copied().collect();
+    all.sort_unstable();
+    all
+}

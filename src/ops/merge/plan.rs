@@ -1,0 +1,55 @@
+//! What a merge will do, and what it would need somebody to decide.
+
+use super::decide::{Input, Merge};
+use super::derived::{BOOT_UNIT, Comeback, boot_unit};
+use super::fate::Conflict;
+use super::steps::{Step, Steps};
+use crate::error::Result;
+use std::collections::BTreeSet;
+
+/// A merge that can be carried out, if no conflict is left open.
+#[derive(Debug)]
+pub struct Plan {
+    /// The steps, on the new base's filesystem.
+    pub steps: Vec<Step>,
+    /// What both sides changed, differently, sorted by path.
+    pub conflicts: Vec<Conflict>,
+    /// What a database or a line-wise merge settled, in sentences.
+    pub settled: Vec<String>,
+    /// Files of the result that are not as the new base has them.
+    pub kept: BTreeSet<Vec<u8>>,
+    /// Files that are made from others, and how each comes back.
+    pub derived: BTreeSet<Vec<u8>>,
+    /// The unit that makes them again at the next boot: its name and text.
+    pub boot_unit: Option<(&'static str, String)>,
+}
+
+/// Plans a merge; `label` is what the base's version of a file is called beside the clone's. The steps, done in order,
+/// make the new base's filesystem the merged one.
+///
+/// # Errors
+/// Whatever reading the contents of files gives.
+pub fn plan(input: &Input<'_>, label: &str) -> Result<Plan> {
+    let merge = Merge::of(input)?;
+    let mut steps = Steps::of(&merge, label);
+    let kept = std::mem::take(&mut steps.kept);
+    let comebacks: BTreeSet<Comeback> = merge.derived.iter().filter_map(|path| Comeback::of(path)).collect();
+    let mut conflicts = merge.conflicts;
+    conflicts.sort_by(|a, b| (&a.path, a.clash).cmp(&(&b.path, b.clash)));
+    Ok(Plan {
+        steps: steps.into_list(),
+        conflicts,
+        settled: merge.settled,
+        kept,
+        derived: merge.derived,
+        boot_unit: boot_unit(&comebacks).map(|text| (BOOT_UNIT, text)),
+    })
+}
+
+impl Plan {
+    /// The conflicts that nobody decided: with any, nothing must be changed.
+    #[must_use]
+    pub fn open(&self) -> Vec<&Conflict> {
+        self.conflicts.iter().filter(|conflict| conflict.taken.is_none()).collect()
+    }
+}
