@@ -76,7 +76,7 @@ fn a_merge_is_what_diff3_and_git_make_of_it_or_a_conflict() {
     println!("COWSHED_SEED={seed}");
     let folder = TempDir::new().unwrap();
     let (mut merged, mut missed) = (0, 0);
-    for round in 0..900 {
+    for round in 0..600 {
         let mut rng = Rng::new(seed.wrapping_add(round));
         let kinds = [3, 12, 100_000][round as usize % 3];
         let length = rng.below(40);
@@ -105,9 +105,9 @@ fn a_merge_is_what_diff3_and_git_make_of_it_or_a_conflict() {
             TextMerge::No(reason) => panic!("{reason:?}, seed {seed} round {round}"),
         }
     }
-    println!("{merged} of 900 merged; {missed} of 300 with lines of their own merge with diff3 and git only");
-    assert!(merged > 200, "seed {seed}: {merged}");
-    assert!(missed <= 20, "seed {seed}: {missed}");
+    println!("{merged} of 600 merged; {missed} of 200 with lines of their own merge with diff3 and git only");
+    assert!(merged > 130, "seed {seed}: {merged}");
+    assert!(missed <= 14, "seed {seed}: {missed}");
 }
 
 #[test]

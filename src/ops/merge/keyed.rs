@@ -65,7 +65,7 @@ pub(super) fn order<K: Clone + Eq + Hash>(base: &[K], clone: &[K]) -> Vec<K> {
 }
 
 /// What each side has under each key. Of a key that comes twice the first counts.
-pub(super) fn index<'a, K: Eq + Hash, V>(records: &'a [(K, V)]) -> HashMap<&'a K, &'a V> {
+pub(super) fn index<K: Eq + Hash, V>(records: &[(K, V)]) -> HashMap<&K, &V> {
     let mut index = HashMap::with_capacity(records.len());
     for (key, value) in records {
         index.entry(key).or_insert(value);
