@@ -281,7 +281,7 @@ impl Model {
             }
             15 => {
                 let link = self.some(|object| matches!(object.kind, Kind::Symlink(_)));
-                for link in link {
+                if let Some(link) = link {
                     let len = *self.rng.pick(&[1, 59, 60, 400]);
                     let target = vec![b'a' + self.rng.below(26) as u8; len];
                     self.objects.get_mut(&link).unwrap().kind = Kind::Symlink(target.clone());

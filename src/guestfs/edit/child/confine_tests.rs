@@ -41,7 +41,8 @@ fn name(name: &'static [u8]) -> i64 {
 
 #[test]
 fn the_child_is_killed_for_opening_connecting_forking_and_running() {
-    let attempts: [(&str, fn() -> i64); 10] = [
+    type Attempt = fn() -> i64;
+    let attempts: [(&str, Attempt); 10] = [
         ("open", || call(libc::SYS_openat, [libc::AT_FDCWD.into(), name(b"/etc/passwd\0"), 0])),
         ("socket", || call(libc::SYS_socket, [libc::AF_UNIX.into(), libc::SOCK_STREAM.into(), 0])),
         ("fork", || call(libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0])),

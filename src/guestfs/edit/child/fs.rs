@@ -124,9 +124,8 @@ impl Fs {
         let io = Io { host: Rc::as_ptr(&cache).cast_mut().cast(), read, write };
         let (mut raw, mut info) = (std::ptr::null_mut(), Info::default());
         // SAFETY: the callbacks fit their host, which lives as long as `Self`, and so as long as it is used.
-        if let Err(failure) =
-            checked(unsafe { ffi::cs_open(&raw const io, i32::from(writable), &raw mut raw) })
-        {
+        let code = unsafe { ffi::cs_open(&raw const io, i32::from(writable), &raw mut raw) };
+        if let Err(failure) = checked(code) {
             return Err((failure, cache));
         }
         // SAFETY: the filesystem is open.
