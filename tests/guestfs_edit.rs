@@ -572,8 +572,8 @@ fn three_thousand_files_of_159_mb_take_two_seconds() {
             let at = mount.path(format!("folder-{folder}"));
             std::fs::create_dir(&at).unwrap();
             folders.push(at.metadata().unwrap().ino() as u32);
-            for file in 0..14 {
-                std::fs::write(at.join(format!("file-{file}")), vec![file as u8; 20_000]).unwrap();
+            for file in 0..14_u8 {
+                std::fs::write(at.join(format!("file-{file}")), vec![file; 20_000]).unwrap();
             }
         }
     }
