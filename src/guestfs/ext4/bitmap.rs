@@ -28,9 +28,10 @@ impl<B: Bytes> Ext4<B> {
                 "the filesystem was not unmounted and its free blocks are not known before its journal is replayed",
             ));
         }
+        let metadata = self.metadata();
         let mut pending: Option<Run> = None;
         for group in 0..self.superblock.layout.groups {
-            for run in self.free_in_group(group)? {
+            for run in self.free_in_group(group, &metadata)? {
                 match &mut pending {
                     Some(last) if last.end() == run.start => last.blocks += run.blocks,
                     Some(last) => each(std::mem::replace(last, run))?,
@@ -42,11 +43,11 @@ impl<B: Bytes> Ext4<B> {
     }
 
     /// The free runs of one group.
-    fn free_in_group(&self, group: u32) -> Result<Vec<Run>> {
+    fn free_in_group(&self, group: u32, metadata: &[Run]) -> Result<Vec<Run>> {
         let layout = &self.superblock.layout;
         let start = self.superblock.group_start(group);
         let len = layout.blocks_per_group.min(self.superblock.block_count - start);
-        let bitmap = self.block_bitmap(group)?;
+        let bitmap = self.block_bitmap(group, metadata)?;
         let clusters = u32::try_from(len.div_ceil(layout.ratio)).unwrap_or(u32::MAX);
         Ok(clear_runs(&bitmap, clusters)
             .map(|(first, end)| {
@@ -58,10 +59,10 @@ impl<B: Bytes> Ext4<B> {
     }
 
     /// A bit for each cluster of `group`.
-    fn block_bitmap(&self, number: u32) -> Result<Vec<u8>> {
+    fn block_bitmap(&self, number: u32, metadata: &[Run]) -> Result<Vec<u8>> {
         let group = self.group(number)?;
         if group.blocks_uninit {
-            return self.fresh_bitmap(number);
+            return Ok(self.fresh_bitmap(number, metadata));
         }
         let mut bitmap = self.block(group.block_bitmap)?;
         bitmap.truncate(index(self.superblock.layout.clusters_per_group / 8));
@@ -87,22 +88,38 @@ impl<B: Bytes> Ext4<B> {
     }
 
     /// The bitmap of a group that has never been written to: what the layout takes is used, and nothing else.
-    fn fresh_bitmap(&self, number: u32) -> Result<Vec<u8>> {
+    fn fresh_bitmap(&self, number: u32, metadata: &[Run]) -> Vec<u8> {
         let mut bitmap = vec![0; index(self.superblock.layout.clusters_per_group / 8)];
-        let mut take = |run: Run| {
-            for bit in self.bits(number, run) {
-                if let Some(byte) = bitmap.get_mut(index(u64::from(bit / 8))) {
-                    *byte |= 1 << (bit % 8);
-                }
+        let start = self.superblock.group_start(number);
+        let end = start + self.superblock.layout.blocks_per_group;
+        let first = metadata.partition_point(|run| run.end().0 <= start);
+        let inside = metadata[first..].iter().take_while(|run| run.start.0 < end).copied();
+        for bit in inside.chain([self.copies(number)]).flat_map(|run| self.bits(number, run)) {
+            if let Some(byte) = bitmap.get_mut(index(u64::from(bit / 8))) {
+                *byte |= 1 << (bit % 8);
             }
-        };
-        take(self.copies(number));
-        let flex = self.superblock.layout.flex;
-        let first = number - number % flex;
-        for other in first..first.saturating_add(flex).min(self.superblock.layout.groups) {
-            self.places(self.group(other)?).into_iter().for_each(&mut take);
         }
-        Ok(bitmap)
+        bitmap
+    }
+
+    /// Where all groups have their bitmaps and inodes, in order and without overlaps; empty when no group needs it. A
+    /// group may have those of others: with `flex_bg` that is the rule.
+    fn metadata(&self) -> Vec<Run> {
+        let mut merged: Vec<Run> = Vec::new();
+        if !self.groups.iter().any(|group| group.blocks_uninit) {
+            return merged;
+        }
+        let mut places: Vec<Run> = self.groups.iter().flat_map(|group| self.places(group)).collect();
+        places.sort_unstable();
+        for place in places {
+            match merged.last_mut() {
+                Some(last) if place.start <= last.end() => {
+                    last.blocks = last.end().max(place.end()).0 - last.start.0;
+                }
+                _ => merged.push(place),
+            }
+        }
+        merged
     }
 
     /// Where a group has its bitmaps and its inodes.
@@ -167,7 +184,7 @@ fn next_bit(bitmap: &[u8], from: u32, end: u32, wanted: bool) -> Option<u32> {
     let mut bit = from;
     while bit < end {
         let byte = *bitmap.get(index(u64::from(bit / 8)))?;
-        if bit % 8 == 0 && byte == skip {
+        if bit.is_multiple_of(8) && byte == skip {
             bit += 8;
         } else if (byte >> (bit % 8) & 1 != 0) == wanted {
             return Some(bit);

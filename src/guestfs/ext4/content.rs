@@ -148,8 +148,10 @@ impl<B: Bytes> Content<'_, B> {
         let size = self.filesystem.superblock.block_size;
         let mut ranges: Vec<Range<u64>> = Vec::new();
         let extents = match &self.held {
-            Held::Inline(bytes) if bytes.is_empty() => return ranges,
-            Held::Inline(bytes) => return vec![0..length(bytes.len())],
+            Held::Inline(bytes) => {
+                ranges.extend((!bytes.is_empty()).then_some(0..length(bytes.len())));
+                return ranges;
+            }
             Held::Mapped(extents) => extents,
         };
         for extent in extents.iter().filter(|extent| !extent.unwritten) {

@@ -151,7 +151,7 @@ impl Reader<'_> {
             let len = index(self.record(list, at));
             let entry = list.get(at..at + len).unwrap_or_default();
             // A list that begins with the parent's number is not aligned to 8 bytes, but its entries are to 4.
-            if entry.len() < HEADER || len % 4 != 0 {
+            if entry.len() < HEADER || !len.is_multiple_of(4) {
                 return Err(self.wrong("has an entry of a wrong length"));
             }
             if u32_at(entry, 0) != 0 {

@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::guestfs::partitions::{Bytes, u16_at, u32_at};
 use crate::units::{GuestOffset, index, length};
 
-/// Most groups that are taken into memory: 256 TiB with blocks of 4 KiB.
-const MOST: u32 = 1 << 21;
+/// Most groups that are taken into memory: 128 TiB with blocks of 4 KiB.
+const MOST: u32 = 1 << 20;
 /// Where a descriptor keeps its checksum.
 const CHECKSUM: usize = 0x1e;
 const INODES_UNINIT: u16 = 1;

@@ -96,8 +96,6 @@ pub(super) struct Layout {
     pub(super) reserved_descriptors: u64,
     /// The first block of descriptors that has its place by `meta_bg`.
     pub(super) first_meta: u64,
-    /// Groups in a flex group.
-    pub(super) flex: u32,
     pub(super) backups: [u32; 2],
     pub(super) journal: Ino,
     pub(super) last_orphan: u32,
@@ -317,8 +315,6 @@ fn layout(
     let Some(groups) = u32::try_from(groups).ok().filter(|_| sound) else {
         return Err(damaged("the sizes of its groups contradict each other"));
     };
-    let logarithm = u32::from(raw[0x174]);
-    let flex = if features.has(Feature::FlexBg) && logarithm < 32 { 1 << logarithm } else { 1 };
     Ok(Layout {
         first_data,
         blocks_per_group,
@@ -329,7 +325,6 @@ fn layout(
         descriptor,
         reserved_descriptors: u64::from(u16_at(raw, 0xce)),
         first_meta: u64::from(u32_at(raw, 0x104)),
-        flex,
         backups: [u32_at(raw, 0x24c), u32_at(raw, 0x250)],
         journal: Ino(if features.has(Feature::HasJournal) { u32_at(raw, 0xe0) } else { 0 }),
         last_orphan: u32_at(raw, 0xe8),

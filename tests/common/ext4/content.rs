@@ -109,7 +109,7 @@ fn owners(dir: &Path) {
         chown(dir.join(name), Some(uid), Some(gid)).unwrap();
         fs::set_permissions(dir.join(name), Permissions::from_mode(mode)).unwrap();
     }
-    fs::set_permissions(dir.join("len-0"), Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(dir.join("len-0"), Permissions::from_mode(0o0)).unwrap();
     lchown(dir.join("link-10"), Some(100_000), Some(1)).unwrap();
 }
 

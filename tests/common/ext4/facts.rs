@@ -68,7 +68,7 @@ pub fn by_kernel(dir: &Path) -> Tree {
 
 fn kernel_facts(path: &Path) -> Facts {
     let found = fs::symlink_metadata(path).unwrap();
-    let time = |seconds, nanoseconds: i64| Time { seconds, nanoseconds: nanoseconds as u32 };
+    let time = |seconds, nanoseconds: i64| Time { seconds, nanoseconds: u32::try_from(nanoseconds).unwrap() };
     let is = |kind| found.mode() & libc::S_IFMT == kind;
     let device = found.rdev();
     let is_device = is(libc::S_IFCHR) || is(libc::S_IFBLK);
@@ -96,7 +96,7 @@ pub fn kernel_data(path: &Path) -> Vec<Range<u64>> {
     let (mut ranges, mut at) = (Vec::new(), 0);
     while let Ok(start) = lseek(&file, at, Whence::SeekData) {
         at = lseek(&file, start, Whence::SeekHole).unwrap();
-        ranges.push(start as u64..at as u64);
+        ranges.push(start.cast_unsigned()..at.cast_unsigned());
     }
     ranges
 }
