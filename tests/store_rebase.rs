@@ -11,11 +11,13 @@ use common::store::{TempStore, base_ref, name, qemu_check, qemu_content, request
 use cowshed::Kind;
 use cowshed::ops::Silent;
 use cowshed::ops::import::{Format, ImportRequest, import, promote};
-use cowshed::ops::rebase::{RebaseRequest, Strategy, plan, rebase};
+use cowshed::ops::merge::rules::Rules;
+use cowshed::ops::rebase::{MergeSettings, Outcome, RebaseRequest, Strategy, plan, rebase};
 use cowshed::ops::verify::verify;
 use cowshed::store::{Access, Base, BaseRef, DiskFormat, Operation, Target};
 use cowshed::units::{GuestOffset, KIB, MIB, index};
 use std::fs;
+use std::path::PathBuf;
 
 const SIZE: usize = 8 << 20;
 
@@ -85,7 +87,8 @@ impl World {
     }
 
     fn request(clone: &str, version: u32, strategy: Strategy) -> RebaseRequest {
-        RebaseRequest { clone: name(clone), onto: exact(version), strategy }
+        let settings = MergeSettings { rules: Rules::preset().unwrap(), program: PathBuf::new() };
+        RebaseRequest { clone: name(clone), onto: exact(version), strategy, settings: settings.into() }
     }
 
     /// Every version reads as it was imported, and its file is what was sealed.
@@ -177,13 +180,13 @@ fn keep_changes_no_byte_of_the_clone_on_whichever_version() {
         (0..3).for_each(|_| drop(world.next()));
         for version in [3, 2, 4, 1] {
             let request = World::request("web", version, Strategy::Keep);
-            let planned = plan(&world.store.store, &request, &Silent).unwrap().unwrap();
-            let done = rebase(&world.store.store, &request, &Silent).unwrap().unwrap();
+            let planned = plan(&world.store.store, &request, &Silent).unwrap().done().unwrap();
+            let done = rebase(&world.store.store, &request, &Silent).unwrap().done().unwrap();
             assert_eq!(planned.own_bytes, done.own_bytes);
             assert_eq!(world.store.store.clone_named(&name("web")).unwrap().base.version, version);
             assert_eq!(world.read_clone("web"), bytes);
             world.qemu_agrees("web", &bytes);
-            assert_eq!(rebase(&world.store.store, &request, &Silent).unwrap(), None);
+            assert_eq!(rebase(&world.store.store, &request, &Silent).unwrap(), Outcome::UpToDate);
         }
         world.bases_are_whole();
     }
@@ -195,9 +198,11 @@ fn what_equals_the_new_base_is_no_longer_the_clones() {
     let bytes = world.clone("web");
     let own = world.store.store.usage(&Target::Clone(name("web"))).unwrap().own_bytes;
     world.update(bytes.clone());
-    let done =
-        rebase(&world.store.store, &World::request("web", 2, Strategy::Keep), &Silent).unwrap().unwrap();
-    assert_eq!(done.own_bytes, 0);
+    let done = rebase(&world.store.store, &World::request("web", 2, Strategy::Keep), &Silent)
+        .unwrap()
+        .done()
+        .unwrap();
+    assert_eq!(done.own_bytes, Some(0));
     world.store.store.remove_checkpoint(&name("web"), 1).unwrap();
     let after = world.store.store.usage(&Target::Clone(name("web"))).unwrap().own_bytes;
     assert!(after < own && after <= 64 * KIB, "{own} {after}");
@@ -212,7 +217,7 @@ fn replace_starts_anew_and_undo_brings_everything_back() {
     let store = world.store.store.clone();
     let web = name("web");
     assert_eq!(store.undo(&web).unwrap_err().kind(), Kind::NotFound);
-    rebase(&store, &World::request("web", 2, Strategy::Replace), &Silent).unwrap().unwrap();
+    rebase(&store, &World::request("web", 2, Strategy::Replace), &Silent).unwrap().done().unwrap();
     assert_eq!(world.read_clone("web"), world.versions[1]);
     let refused = store.remove_base(&exact(1)).unwrap_err();
     assert_eq!(refused.kind(), Kind::Busy, "a checkpoint stands on it: {refused}");

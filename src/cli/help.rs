@@ -23,6 +23,7 @@ Examples:
   cowshed run web-1                              boot a clone
   cowshed list                                   what there is, and what it costs
   cowshed import --update debian new.qcow2       debian@2, as a delta over debian@1
+  cowshed rebase --all --onto debian@2           every clone has the update and keeps its own changes
 ";
 
 /// `command` with its overview in groups.

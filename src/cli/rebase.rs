@@ -1,3 +1,5 @@
+mod report;
+
 use super::Outcome;
 use super::context::Context;
 use super::failure;
@@ -7,7 +9,9 @@ use super::plan::Plan;
 use super::units::{count, size};
 use crate::error::{Error, Result};
 use crate::ops::Progress;
-use crate::ops::rebase::{Ending, RebaseRequest, Rebased, Strategy, rebase_all};
+use crate::ops::merge::Conflict;
+use crate::ops::merge::rules::Rules;
+use crate::ops::rebase::{Ending, MergeSettings, Merged, RebaseRequest, Rebased, Strategy, rebase_all};
 use crate::store::{self, BaseRef, Name, Store};
 use anyhow::Context as _;
 use clap::Args;
@@ -15,6 +19,7 @@ use globset::{Glob, GlobMatcher};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,10 +43,16 @@ pub(super) struct Rebase {
     /// The base version: NAME@V, or NAME for its newest.
     #[arg(long, value_name = "BASE")]
     onto: BaseRef,
-    /// What becomes of a clone's own changes. keep: the disk stays what it is, byte for byte. replace: it starts anew
-    /// from the new base.
-    #[arg(long)]
+    /// What becomes of a clone's own changes. merge: file by file, the new base with what the clone changed. keep: the
+    /// disk stays what it is, byte for byte. replace: it starts anew from the new base.
+    #[arg(long, default_value = "merge")]
     strategy: Strategy,
+    /// Rules for what both sides changed, after the built-in ones: a file with lines `POLICY GLOB`.
+    #[arg(long, value_name = "FILE")]
+    rules: Option<PathBuf>,
+    /// Write all that was, or would be, done into a file: JSON when its name ends with .json, else a page of text.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Clones named so are data disks: they are kept, whatever the strategy (a pattern; may be given several times).
     #[arg(long, value_name = "PATTERN")]
     keep_disk: Vec<Only>,
@@ -89,6 +100,7 @@ impl Only {
 struct Sum {
     done: u64,
     up_to_date: u64,
+    conflicts: u64,
     running: u64,
     failed: u64,
 }
@@ -110,6 +122,9 @@ impl Rebase {
         if let Some(failure) = failure {
             return Err(failure);
         }
+        if let Some(file) = &self.report {
+            report::write(file, &reports)?;
+        }
         if self.json.json {
             output::json(&reports)?;
         } else if requests.len() > 1 {
@@ -119,7 +134,7 @@ impl Rebase {
             let hint = "the clones that were not reached are as they were; run it again to go on";
             return Err(Error::new(crate::Kind::Interrupted, format!("stopped; {hint}")).into());
         }
-        Ok(if sum.running + sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if sum.conflicts + sum.running + sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     /// What is asked for, one request for each clone.
@@ -137,6 +152,7 @@ impl Rebase {
         if clones.is_empty() && self.canary.is_none() {
             return Err(Error::invalid(format!("no clone of {} is meant", onto.name))).context("rebase");
         }
+        let settings = Arc::new(self.settings()?);
         let request = |clone: store::Clone| {
             let kept = self.keep_disk.iter().any(|disk| disk.is(&clone));
             let strategy = if kept { Strategy::Keep } else { self.strategy };
@@ -144,9 +160,21 @@ impl Rebase {
                 onto: BaseRef::exact(onto.name.clone(), onto.version),
                 clone: clone.name,
                 strategy,
+                settings: Arc::clone(&settings),
             }
         };
         Ok(clones.into_iter().map(request).collect())
+    }
+
+    fn settings(&self) -> anyhow::Result<MergeSettings> {
+        let mut rules = Rules::preset()?;
+        if let Some(file) = &self.rules {
+            let place = || format!("rules file {}", file.display());
+            let text = std::fs::read_to_string(file).with_context(place)?;
+            rules = rules.and(&text).with_context(place)?;
+        }
+        let program = std::env::current_exe().context("cannot find this program")?;
+        Ok(MergeSettings { rules, program })
     }
 
     /// Says what came of one clone.
@@ -166,6 +194,11 @@ impl Rebase {
                 sum.up_to_date += 1;
                 let line = format!("{name}: stands on {} already", self.onto);
                 (json!({ "clone": name, "state": "up to date" }), Ok(line))
+            }
+            Ending::Conflict(open) => {
+                sum.conflicts += 1;
+                let error = conflicts(&open);
+                (json!({ "clone": name, "state": "conflict", "rebase": open }), Err(error))
             }
             Ending::Running(error) => {
                 sum.running += 1;
@@ -188,25 +221,62 @@ impl Rebase {
     }
 
     fn line(&self, done: &Rebased) -> String {
-        let Rebased { clone, from, onto, own_bytes, .. } = done;
-        let own = size(*own_bytes);
-        match self.plan.plan {
-            true => format!("{clone}: {from} -> {onto} would leave {own} of its own"),
-            false => format!("{clone}: {from} -> {onto}, {own} of its own; undo with: cowshed undo {clone}"),
+        let Rebased { clone, from, onto, own_bytes, merge, .. } = done;
+        let mut words = vec![format!("{clone}: {from} -> {onto}")];
+        words.extend(merge.as_ref().map(summary));
+        let own = own_bytes.map(size);
+        if self.plan.plan {
+            words.extend(own.map(|own| format!("would leave {own} of its own")));
+        } else {
+            words.extend(own.map(|own| format!("{own} of its own; undo with: cowshed undo {clone}")));
         }
+        words.join(", ")
     }
+}
+
+/// A merge in a few words.
+fn summary(merge: &Merged) -> String {
+    let settled = merge.conflicts.len() + merge.settled.len();
+    let mut text = format!("{} of the clone's", count(merge.kept.len() as u64, "path"));
+    if settled > 0 {
+        text.push_str(&format!(", {} settled", count(settled as u64, "conflict")));
+    }
+    if !merge.broken.is_empty() {
+        text.push_str(&format!(", {} broken by it", count(merge.broken.len() as u64, "package")));
+    }
+    text
+}
+
+/// The open conflicts in a sentence.
+fn conflicts(open: &Rebased) -> String {
+    const SHOWN: usize = 3;
+    let all: Vec<&Conflict> = open.merge.iter().flat_map(Merged::open).collect();
+    let mut text = count(all.len() as u64, "conflict");
+    for conflict in all.iter().take(SHOWN) {
+        text.push_str(&format!("; {}", report::sentence(conflict)));
+    }
+    if all.len() > SHOWN {
+        text.push_str(&format!("; and {} more", all.len() - SHOWN));
+    }
+    text.push_str("; decide with --rules FILE, see all with --report FILE");
+    text
 }
 
 impl Sum {
     fn text(&self, plan: bool) -> String {
         let done = if plan { "would be done" } else { "done" };
-        let parts = [(self.done, done), (self.up_to_date, "already there"), (self.running, "in use")];
+        let parts = [
+            (self.done, done),
+            (self.up_to_date, "already there"),
+            (self.conflicts, "with conflicts"),
+            (self.running, "in use"),
+        ];
         let mut words: Vec<String> =
             parts.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{n} {word}")).collect();
         if self.failed > 0 {
             words.push(format!("{} failed", self.failed));
         }
-        let all = self.done + self.up_to_date + self.running + self.failed;
+        let all = self.done + self.up_to_date + self.conflicts + self.running + self.failed;
         format!("{}: {}", count(all, "clone"), words.join(", "))
     }
 }

@@ -104,6 +104,8 @@ struct Known {
 struct Scan<'a> {
     disk: &'a Disk,
     against: Option<Against<'a>>,
+    /// Where it begins, a multiple of [`CHUNK`] when sums are wanted.
+    start: u64,
     size: u64,
     sink: &'a dyn Sink,
     sums: bool,
@@ -124,7 +126,7 @@ pub(super) fn scan(
     progress: &dyn Progress,
     each: EachSum<'_>,
 ) -> Result<Sums> {
-    Scan { disk, against: None, size, sink, sums: true, tolerant: false, progress }.sum(each)
+    Scan { disk, against: None, start: 0, size, sink, sums: true, tolerant: false, progress }.sum(each)
 }
 
 /// The same, but `sink` gets what differs from another disk, which reads as zeros past its end.
@@ -136,7 +138,8 @@ pub(super) fn scan_against(
     progress: &dyn Progress,
     each: EachSum<'_>,
 ) -> Result<Sums> {
-    Scan { disk, against: Some(against), size, sink, sums: true, tolerant: false, progress }.sum(each)
+    Scan { disk, against: Some(against), start: 0, size, sink, sums: true, tolerant: false, progress }
+        .sum(each)
 }
 
 /// As [`scan`] without a copy; blocks that cannot be read say so in their sums, and count as zeros in the whole's.
@@ -146,12 +149,13 @@ pub(super) fn scan_damaged(
     progress: &dyn Progress,
     each: EachSum<'_>,
 ) -> Result<Sums> {
-    Scan { disk, against: None, size, sink: &Nowhere, sums: true, tolerant: true, progress }.sum(each)
+    Scan { disk, against: None, start: 0, size, sink: &Nowhere, sums: true, tolerant: true, progress }
+        .sum(each)
 }
 
 /// As [`scan`] without sums: what is not zero goes to `sink`.
 pub(super) fn copy(disk: &Disk, size: u64, sink: &dyn Sink, progress: &dyn Progress) -> Result<()> {
-    Scan { disk, against: None, size, sink, sums: false, tolerant: false, progress }.run(|_| Ok(()))
+    Scan { disk, against: None, start: 0, size, sink, sums: false, tolerant: false, progress }.run(|_| Ok(()))
 }
 
 /// As [`scan_against`] without sums: what differs goes to `sink`.
@@ -161,13 +165,25 @@ pub(super) fn difference(
     sink: &dyn Sink,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let size = disk.size();
-    Scan { disk, against: Some(against), size, sink, sums: false, tolerant: false, progress }.run(|_| Ok(()))
+    difference_in(disk, against, 0..disk.size(), sink, progress)
+}
+
+/// The same of a range of the disk; zeros are compared past its end.
+pub(super) fn difference_in(
+    disk: &Disk,
+    against: Against<'_>,
+    range: Range<u64>,
+    sink: &dyn Sink,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let Range { start, end: size } = range;
+    Scan { disk, against: Some(against), start, size, sink, sums: false, tolerant: false, progress }
+        .run(|_| Ok(()))
 }
 
 impl Against<'_> {
     /// Whether two extents at the same place of two disks come from the same file.
-    fn is_shared(&self, disk: &Disk, new: Option<usize>, old: Option<usize>) -> bool {
+    pub(super) fn is_shared(&self, disk: &Disk, new: Option<usize>, old: Option<usize>) -> bool {
         let below = |disk: &Disk, depth: usize| disk.layers().len() - depth <= self.shared;
         match (new, old) {
             (Some(new), Some(old)) => below(disk, new) && below(self.disk, old),
@@ -203,11 +219,11 @@ impl Scan<'_> {
     }
 
     fn run(&self, mut each: impl FnMut(&BlockSum) -> Result<()>) -> Result<()> {
-        self.progress.total(self.size);
+        self.progress.total(self.size - self.start);
         // Enough chunks to keep all threads busy, few enough to keep the sums in order with little memory.
         let each_thread = if self.sink.ordered() { 1 } else { 4 };
         let window = CHUNK * length(rayon::current_num_threads().max(1)) * each_thread;
-        let mut at = 0;
+        let mut at = self.start;
         while at < self.size {
             self.check_cancelled()?;
             let skipped = self.skip(at, self.size.min(at + STRIDE))? / CHUNK * CHUNK;

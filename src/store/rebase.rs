@@ -10,6 +10,7 @@ use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::qcow2::{BackingName, Image, OpenOptions};
 use crate::storage::{HostFile, Storage};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A clone that nobody else has open, with an empty layer over another base version; nothing is changed before
@@ -82,6 +83,11 @@ impl Rebase {
     pub(crate) fn shared(&self) -> usize {
         let pairs = self.held.chain.files.iter().rev().zip(self.new.files().iter().rev());
         pairs.take_while(|(old, new)| old == new).count()
+    }
+
+    /// A folder that goes with it, with room for files of the work.
+    pub(crate) fn folder(&self) -> &Path {
+        self.staging.folder().path()
     }
 
     /// Puts the new layer in the clone's place; the state from before becomes a checkpoint that `undo` goes back to.

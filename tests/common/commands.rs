@@ -8,7 +8,8 @@ use cowshed::ops::Silent;
 use cowshed::ops::check::check_clone;
 use cowshed::ops::export::{ExportRequest, export};
 use cowshed::ops::import::{ImportRequest, import, promote};
-use cowshed::ops::rebase::{RebaseRequest, Strategy, rebase};
+use cowshed::ops::merge::rules::Rules;
+use cowshed::ops::rebase::{MergeSettings, RebaseRequest, Strategy, rebase};
 use cowshed::ops::verify::reseal;
 use cowshed::storage::Watch;
 use cowshed::store::{Access, BaseRef, CloneOptions, DiskFormat, Name, Store, Target};
@@ -77,7 +78,9 @@ impl Place {
 
     fn rebase(&self, clone: &str, version: u32, strategy: Strategy) -> Result<()> {
         let onto = BaseRef::exact(name("lines"), version);
-        rebase(&self.store()?, &RebaseRequest { clone: name(clone), onto, strategy }, &Silent).map(drop)
+        let settings = MergeSettings { rules: Rules::preset()?, program: PathBuf::new() };
+        let request = RebaseRequest { clone: name(clone), onto, strategy, settings: settings.into() };
+        rebase(&self.store()?, &request, &Silent).map(drop)
     }
 
     fn export(&self, what: Target, file: &str, format: DiskFormat, force: bool) -> Result<()> {

@@ -4,7 +4,9 @@
 //! `n log n` steps, or counts its steps and stops.
 
 pub mod accounts;
+mod apply;
 mod changes;
+mod databases;
 pub mod debconf;
 mod decide;
 pub mod derived;
@@ -15,16 +17,19 @@ mod names;
 pub mod packages;
 mod pair;
 mod plan;
+pub mod read;
 pub mod rules;
 mod steps;
 pub mod text;
 pub mod tree;
 pub mod unified;
 mod version;
+pub mod volumes;
 
+pub use apply::apply;
 pub use decide::{Forced, Input};
 pub use fate::{Clash, Conflict};
-pub use plan::{Plan, plan};
+pub use plan::{Plan, plan, plan_system};
 pub use steps::Step;
 pub use version::Version;
 

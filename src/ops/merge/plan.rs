@@ -1,9 +1,14 @@
 //! What a merge will do, and what it would need somebody to decide.
 
+use super::Three;
+use super::databases::Databases;
 use super::decide::{Input, Merge};
 use super::derived::{BOOT_UNIT, Comeback, boot_unit};
+use super::dpkg::Change;
 use super::fate::Conflict;
+use super::rules::Rules;
 use super::steps::{Step, Steps};
+use super::tree::{Contents, Tree};
 use crate::error::Result;
 use std::collections::BTreeSet;
 
@@ -22,6 +27,32 @@ pub struct Plan {
     pub derived: BTreeSet<Vec<u8>>,
     /// The unit that makes them again at the next boot: its name and text.
     pub boot_unit: Option<(&'static str, String)>,
+    /// Packages that differ between the versions, and what became of each.
+    pub packages: Vec<Change>,
+    /// Dependencies of packages that are broken now, and were on neither side.
+    pub broken: Vec<String>,
+}
+
+/// Plans the merge of a filesystem with all that is known about what is in it.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_system(trees: Three<&Tree>, contents: &dyn Contents, rules: &Rules, label: &str) -> Result<Plan> {
+    let databases = Databases::of(trees, contents, rules)?;
+    let input = Input {
+        trees,
+        related: true,
+        contents,
+        rules,
+        units: databases.units.as_ref(),
+        forced: &databases.forced,
+    };
+    let mut plan = plan(&input, label)?;
+    plan.conflicts.extend(databases.conflicts);
+    plan.settled.extend(databases.settled);
+    plan.packages = databases.packages;
+    plan.broken = databases.broken;
+    Ok(plan)
 }
 
 /// Plans a merge; `label` is what the base's version of a file is called beside the clone's. The steps, done in order,
@@ -43,6 +74,8 @@ pub fn plan(input: &Input<'_>, label: &str) -> Result<Plan> {
         kept,
         derived: merge.derived,
         boot_unit: boot_unit(&comebacks).map(|text| (BOOT_UNIT, text)),
+        packages: Vec::new(),
+        broken: Vec::new(),
     })
 }
 

@@ -1,6 +1,6 @@
 //! Many clones at once.
 
-use super::{RebaseRequest, Rebased, plan, rebase};
+use super::{Outcome, RebaseRequest, Rebased, plan, rebase};
 use crate::error::{Error, Kind};
 use crate::ops::Progress;
 use crate::store::{Name, Store};
@@ -14,6 +14,8 @@ pub enum Ending {
     Done(Rebased),
     /// It stands on that version already.
     UpToDate,
+    /// Both sides changed the same things; it is left as it is.
+    Conflict(Rebased),
     /// Somebody has it open; it is left as it is.
     Running(Error),
     /// It is left as it is.
@@ -55,8 +57,9 @@ pub fn rebase_all(
 fn one(store: &Store, request: &RebaseRequest, only_plan: bool, progress: &dyn Progress) -> Ending {
     let run = if only_plan { plan } else { rebase };
     match run(store, request, progress) {
-        Ok(Some(done)) => Ending::Done(done),
-        Ok(None) => Ending::UpToDate,
+        Ok(Outcome::Done(done)) => Ending::Done(done),
+        Ok(Outcome::UpToDate) => Ending::UpToDate,
+        Ok(Outcome::Conflict(open)) => Ending::Conflict(open),
         Err(error) if error.kind() == Kind::Busy => Ending::Running(error),
         Err(error) => Ending::Failed(error),
     }

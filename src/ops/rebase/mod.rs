@@ -1,14 +1,20 @@
 //! Rebase: a clone is put on another version of its base.
 
 mod fleet;
+mod merge;
 
 use super::Progress;
+use super::merge::rules::Rules;
+use super::merge::{Conflict, Plan, Three};
 use super::scan::{Against, Sink, difference};
 use super::version::Delta;
-use crate::error::{Error, Result};
+use crate::disk::Disk;
+use crate::error::{Error, Kind, Result};
 use crate::store::{Access, BaseId, BaseRef, Name, OpenDisk, Rebase, Store};
 use crate::units::length;
 use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use fleet::{Ending, rebase_all};
@@ -17,10 +23,21 @@ pub use fleet::{Ending, rebase_all};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Strategy {
+    /// File by file: the new base, with what the clone changed since the old one.
+    Merge,
     /// The disk stays what it is, byte for byte; what differs from the new base is the clone's own.
     Keep,
     /// The disk starts anew from the new base.
     Replace,
+}
+
+/// How files are merged.
+#[derive(Clone, Debug)]
+pub struct MergeSettings {
+    /// Who wins where both sides changed the same thing.
+    pub rules: Rules,
+    /// Our own program, which knows [`crate::guestfs::edit::COMMAND`].
+    pub program: PathBuf,
 }
 
 /// Which clone to put where.
@@ -32,6 +49,25 @@ pub struct RebaseRequest {
     pub onto: BaseRef,
     /// What becomes of the clone's own changes.
     pub strategy: Strategy,
+    /// How files are merged.
+    pub settings: Arc<MergeSettings>,
+}
+
+/// What a merge did, or would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Merged {
+    /// What both sides changed, differently; those that are not taken from a side are open.
+    pub conflicts: Vec<Conflict>,
+    /// What was settled without a choice, in sentences.
+    pub settled: Vec<String>,
+    /// Paths that are not as the new base has them.
+    pub kept: Vec<String>,
+    /// Files that the guest makes again by itself.
+    pub derived: Vec<String>,
+    /// What became of packages that differ.
+    pub packages: Vec<String>,
+    /// Dependencies between packages that neither side had broken.
+    pub broken: Vec<String>,
 }
 
 /// What a rebase did, or would do.
@@ -45,72 +81,177 @@ pub struct Rebased {
     pub onto: BaseId,
     /// What became of its own changes.
     pub strategy: Strategy,
-    /// Bytes that are the clone's own now.
-    pub own_bytes: u64,
+    /// Bytes that are the clone's own now; not known of a merge that is only planned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub own_bytes: Option<u64>,
     /// The checkpoint that holds the state from before; none in a plan.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<u32>,
+    /// What became of its files, when they were merged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Merged>,
+}
+
+/// How a rebase came out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done; of a plan: it would be.
+    Done(Rebased),
+    /// It stands on that version already.
+    UpToDate,
+    /// Both sides changed the same things, and no rule says who wins: nothing was changed.
+    Conflict(Rebased),
+}
+
+impl Outcome {
+    /// What was done.
+    #[must_use]
+    pub fn done(self) -> Option<Rebased> {
+        match self {
+            Self::Done(done) => Some(done),
+            Self::UpToDate | Self::Conflict(_) => None,
+        }
+    }
+}
+
+impl Merged {
+    fn add(&mut self, plan: &Plan) {
+        let text = |path: &Vec<u8>| String::from_utf8_lossy(path).into_owned();
+        self.conflicts.extend(plan.conflicts.iter().cloned());
+        self.settled.extend(plan.settled.iter().cloned());
+        self.kept.extend(plan.kept.iter().map(text));
+        self.derived.extend(plan.derived.iter().map(text));
+        self.packages.extend(plan.packages.iter().map(ToString::to_string));
+        self.broken.extend(plan.broken.iter().cloned());
+    }
+
+    /// The conflicts that nobody decided.
+    pub fn open(&self) -> impl Iterator<Item = &Conflict> {
+        self.conflicts.iter().filter(|conflict| conflict.taken.is_none())
+    }
 }
 
 /// Puts a clone on another base version. The state from before becomes a checkpoint: `undo` goes back to it.
 ///
-/// `None` when it stands on that version already.
-///
 /// # Errors
-/// `NotFound`, `Busy` while somebody has the clone open, `Changed` (a base), `NoSpace`, `Interrupted`, the host's. The
-/// clone is then as it was.
-pub fn rebase(store: &Store, request: &RebaseRequest, progress: &dyn Progress) -> Result<Option<Rebased>> {
-    let Some((from, onto)) = ends(store, request)? else { return Ok(None) };
-    let exact = BaseRef::exact(onto.name.clone(), onto.version);
+/// `NotFound`, `Busy` while somebody has the clone open, `Changed` (a base), `Unsupported` (its files cannot be merged,
+/// with the reason), `NoSpace`, `Interrupted`, the host's. The clone is then as it was.
+pub fn rebase(store: &Store, request: &RebaseRequest, progress: &dyn Progress) -> Result<Outcome> {
+    let Some(mut report) = ends(store, request)? else { return Ok(Outcome::UpToDate) };
+    let exact = BaseRef::exact(report.onto.name.clone(), report.onto.version);
     let size = match request.strategy {
         Strategy::Keep => None,
-        Strategy::Replace => Some(store.base(&exact)?.size),
+        Strategy::Merge | Strategy::Replace => Some(store.base(&exact)?.size),
     };
     let work = store.begin_rebase(&request.clone, &exact, size)?;
-    let own_bytes = fill(&work, request.strategy, progress)
-        .map_err(|error| error.at(format!("clone {}", request.clone)))?;
-    let checkpoint = Some(work.publish()?.number);
-    let RebaseRequest { clone, strategy, .. } = request.clone();
-    Ok(Some(Rebased { clone, from, onto, strategy, own_bytes, checkpoint }))
+    let filled = fill(store, &work, request, &mut report, progress);
+    if !filled.map_err(|error| error.at(format!("clone {}", request.clone)))? {
+        return Ok(Outcome::Conflict(report));
+    }
+    report.checkpoint = Some(work.publish()?.number);
+    Ok(Outcome::Done(report))
 }
 
 /// What [`rebase`] would do; nothing is changed.
 ///
 /// # Errors
 /// As [`rebase`].
-pub fn plan(store: &Store, request: &RebaseRequest, progress: &dyn Progress) -> Result<Option<Rebased>> {
-    let Some((from, onto)) = ends(store, request)? else { return Ok(None) };
+pub fn plan(store: &Store, request: &RebaseRequest, progress: &dyn Progress) -> Result<Outcome> {
+    let Some(mut report) = ends(store, request)? else { return Ok(Outcome::UpToDate) };
     let old = store.open_clone(&request.clone, Access::Read)?;
-    let new = store.open_base(&BaseRef::exact(onto.name.clone(), onto.version))?;
-    let own_bytes = match request.strategy {
+    let new = store.open_base(&BaseRef::exact(report.onto.name.clone(), report.onto.version))?;
+    match request.strategy {
         Strategy::Keep => {
             let count = Count::default();
             difference(&old.disk, Against { disk: &new.disk, shared: shared(&old, &new) }, &count, progress)?;
-            count.0.into_inner()
+            report.own_bytes = Some(count.0.into_inner());
         }
-        Strategy::Replace => 0,
-    };
-    let RebaseRequest { clone, strategy, .. } = request.clone();
-    Ok(Some(Rebased { clone, from, onto, strategy, own_bytes, checkpoint: None }))
+        Strategy::Replace => report.own_bytes = Some(0),
+        Strategy::Merge => {
+            let from = store.open_base(&BaseRef::exact(report.from.name.clone(), report.from.version))?;
+            let disks = merge::Disks {
+                three: Three { old: &from.disk, base: &new.disk, clone: &old.disk },
+                shared: [shared(&from, &new), shared(&from, &old)],
+            };
+            let work = merge::prepare(disks, &request.settings, &label(&report.onto), progress)
+                .map_err(|error| error.at(format!("clone {}", request.clone)))?;
+            report.merge = Some(work.report);
+        }
+    }
+    let open = report.merge.as_ref().is_some_and(|merge| merge.open().next().is_some());
+    Ok(if open { Outcome::Conflict(report) } else { Outcome::Done(report) })
 }
 
-/// What the clone stands on and what it shall stand on; `None` when that is the same.
-fn ends(store: &Store, request: &RebaseRequest) -> Result<Option<(BaseId, BaseId)>> {
+/// What the clone stands on and what it shall stand on; nothing when that is the same.
+fn ends(store: &Store, request: &RebaseRequest) -> Result<Option<Rebased>> {
     let from = store.clone_named(&request.clone)?.base;
     let onto = store.base(&request.onto)?.id();
-    Ok((from != onto).then_some((from, onto)))
+    if from == onto {
+        return Ok(None);
+    }
+    if request.strategy == Strategy::Merge && from.name != onto.name {
+        let message = format!(
+            "clone {} stands on {from}: files are merged with another version of that base only, and {onto} is \
+             another base",
+            request.clone
+        );
+        return Err(Error::new(Kind::Unsupported, message));
+    }
+    let (clone, strategy) = (request.clone.clone(), request.strategy);
+    Ok(Some(Rebased { clone, from, onto, strategy, own_bytes: None, checkpoint: None, merge: None }))
 }
 
-/// Writes the new layer; returns the bytes that it holds.
-fn fill(work: &Rebase, strategy: Strategy, progress: &dyn Progress) -> Result<u64> {
-    match strategy {
+/// What the base's version of a file is called beside the clone's.
+fn label(onto: &BaseId) -> String {
+    format!("{}@{}", onto.name, onto.version)
+}
+
+/// Writes the new layer; false when it cannot be, because a conflict is open.
+fn fill(
+    store: &Store,
+    work: &Rebase,
+    request: &RebaseRequest,
+    report: &mut Rebased,
+    progress: &dyn Progress,
+) -> Result<bool> {
+    match request.strategy {
         Strategy::Keep => {
             let delta = Delta::new(work.new());
             difference(work.old(), Against { disk: work.new(), shared: work.shared() }, &delta, progress)?;
-            Ok(delta.bytes())
+            report.own_bytes = Some(delta.bytes());
         }
-        Strategy::Replace => Ok(0),
+        Strategy::Replace => report.own_bytes = Some(0),
+        Strategy::Merge => {
+            let from = store.open_base(&BaseRef::exact(report.from.name.clone(), report.from.version))?;
+            let onto = store.open_base(&BaseRef::exact(report.onto.name.clone(), report.onto.version))?;
+            let disks = merge::Disks {
+                three: Three { old: &from.disk, base: &onto.disk, clone: work.old() },
+                shared: [shared(&from, &onto), from.disk.layers().len()],
+            };
+            let planned = merge::prepare(disks, &request.settings, &label(&report.onto), progress)?;
+            let open = planned.report.open().next().is_some();
+            report.merge = Some(planned.report.clone());
+            if open {
+                return Ok(false);
+            }
+            planned.carry_out(work.new(), (&request.settings.program, work.folder()), progress)?;
+            report.own_bytes = Some(own_bytes(work.new())?);
+        }
     }
+    Ok(true)
+}
+
+/// Bytes that the top layer of a disk holds.
+fn own_bytes(disk: &Disk) -> Result<u64> {
+    let (mut at, mut own) = (0, 0);
+    while at < disk.size() {
+        let extent = disk.extent(crate::units::GuestOffset(at))?;
+        if extent.data && extent.depth == Some(0) {
+            own += extent.len;
+        }
+        at += extent.len.max(1);
+    }
+    Ok(own)
 }
 
 /// Layers at the bottom of both that are the same files.
@@ -137,9 +278,10 @@ impl std::str::FromStr for Strategy {
 
     fn from_str(text: &str) -> Result<Self> {
         match text {
+            "merge" => Ok(Self::Merge),
             "keep" => Ok(Self::Keep),
             "replace" => Ok(Self::Replace),
-            _ => Err(Error::invalid("a strategy is one of keep, replace")),
+            _ => Err(Error::invalid("a strategy is one of merge, keep, replace")),
         }
     }
 }

@@ -47,11 +47,11 @@ pub fn ext4(data: &[u8]) {
                 assert_eq!(content.len() as u64, replayed.block_size());
                 assert!((block.0 + 1) * replayed.block_size() <= disk.size());
             }
-            answer(Ext4::open(&replayed)).inspect(|filesystem| look(filesystem));
+            answer(Ext4::open(&replayed)).inspect(look);
         }
         Err(error) => is_sentence(&error.to_string()),
     }
-    answer(Ext4::open(&disk)).inspect(|filesystem| look(filesystem));
+    answer(Ext4::open(&disk)).inspect(look);
 }
 
 fn answer<T>(result: cowshed::Result<T>) -> Option<T> {

@@ -9,6 +9,7 @@ use crate::ops::merge::keyed::{index, order, shown};
 use crate::ops::merge::{Side, Three};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
 /// Most rounds of keeping packages for those that the clone keeps: the length of a chain of dependencies.
 const ROUNDS_MAX: usize = 64;
@@ -64,6 +65,22 @@ pub struct Change {
     pub after: Option<String>,
     /// Why, when both sides changed it.
     pub reason: Option<&'static str>,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let version = |version: &Option<String>| version.clone().unwrap_or_else(|| "none".to_owned());
+        let what = match self.what {
+            What::Added => "added",
+            What::Upgraded => "upgraded",
+            What::Downgraded => "downgraded",
+            What::Removed => "removed",
+            What::Kept => "kept",
+        };
+        let (clone, after) = (version(&self.versions.clone), version(&self.after));
+        write!(f, "{} {what}: {clone} -> {after}", self.id)?;
+        self.reason.map_or(Ok(()), |reason| write!(f, " ({reason})"))
+    }
 }
 
 /// The merged databases.

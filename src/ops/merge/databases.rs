@@ -1,0 +1,196 @@
+//! dpkg's databases of the three versions: which side each package's files come from, and what is in the databases
+//! after the merge.
+
+use super::decide::Forced;
+use super::fate::{Clash, Conflict};
+use super::keyed::Merged;
+use super::rules::{Decision, Rules, Winner};
+use super::tree::{Contents, Tree};
+use super::{Side, Three, Version, dpkg};
+use crate::error::Result;
+use crate::guestfs::ext4::FileKind;
+use std::collections::{BTreeSet, HashMap};
+
+const STATUS: &[u8] = b"/var/lib/dpkg/status";
+const STATES: &[u8] = b"/var/lib/apt/extended_states";
+const INFO: &[u8] = b"/var/lib/dpkg/info";
+const ALTERNATIVES: &[u8] = b"/var/lib/dpkg/alternatives";
+/// Folders that newer systems have as links below `/usr`.
+const ALIASES: [&[u8]; 6] = [b"/bin", b"/sbin", b"/lib", b"/lib32", b"/lib64", b"/libx32"];
+
+/// What dpkg's databases say.
+#[derive(Default)]
+pub(super) struct Databases {
+    pub(super) units: Option<dpkg::Units>,
+    pub(super) forced: HashMap<Vec<u8>, Forced>,
+    /// What became of packages that differ.
+    pub(super) packages: Vec<dpkg::Change>,
+    /// Dependencies that the merge breaks, and that neither side had broken.
+    pub(super) broken: Vec<String>,
+    pub(super) conflicts: Vec<Conflict>,
+    pub(super) settled: Vec<String>,
+}
+
+/// Files of the three trees by their paths.
+struct Files<'a> {
+    trees: Three<&'a Tree>,
+    contents: &'a dyn Contents,
+}
+
+impl Files<'_> {
+    /// A file's content; nothing when there is none.
+    fn read(&self, version: Version, path: &[u8]) -> Result<Option<Vec<u8>>> {
+        let tree = self.trees.of_version(version);
+        match tree.find(path).filter(|ino| tree.file(*ino).kind == FileKind::Regular) {
+            Some(ino) => self.contents.read((version, ino)).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// A file's content in the three versions, empty where there is none.
+    fn three(&self, path: &[u8]) -> Result<Three<Vec<u8>>> {
+        let read = |version| self.read(version, path).map(Option::unwrap_or_default);
+        Ok(Three { old: read(Version::Old)?, base: read(Version::Base)?, clone: read(Version::Clone)? })
+    }
+
+    /// Where links lead.
+    fn links(&self, path: &[u8]) -> Three<Option<Vec<u8>>> {
+        self.trees.map(|tree| {
+            let file = tree.find(path).map(|ino| tree.file(ino));
+            file.filter(|file| file.kind == FileKind::Symlink).map(|file| file.target.clone())
+        })
+    }
+
+    /// The names in a folder, of all versions.
+    fn names(&self, path: &[u8]) -> BTreeSet<Vec<u8>> {
+        let trees = [self.trees.old, self.trees.base, self.trees.clone];
+        let folders = trees.iter().filter_map(|tree| tree.find(path).map(|ino| tree.file(ino)));
+        folders.flat_map(|folder| folder.children.keys().cloned()).collect()
+    }
+}
+
+impl Databases {
+    /// Reads and merges them.
+    ///
+    /// # Errors
+    /// `Corrupt` when one breaks its format; whatever reading them gives.
+    pub(super) fn of(trees: Three<&Tree>, contents: &dyn Contents, rules: &Rules) -> Result<Self> {
+        let files = Files { trees, contents };
+        let mut all = Self::default();
+        let status = files.three(STATUS)?;
+        if status.clear().is_none() {
+            all.packages(&files, &status)?;
+        }
+        all.alternatives(&files, rules)?;
+        Ok(all)
+    }
+
+    fn packages(&mut self, files: &Files<'_>, status: &Three<Vec<u8>>) -> Result<()> {
+        let states = files.three(STATES)?;
+        let merged =
+            dpkg::merge(status.map(Vec::as_slice), states.map(Vec::as_slice), dpkg::Preference::default())?;
+        let (base, clone) = (lists(files, Version::Base)?, lists(files, Version::Clone)?);
+        let diversions = files.three(b"/var/lib/dpkg/diversions")?;
+        let aliases = aliases(files);
+        self.units = Some(dpkg::Units::new(
+            &merged,
+            [(Side::Base, &slices(&base)), (Side::Clone, &slices(&clone))],
+            diversions.map(Vec::as_slice),
+            &slices(&aliases),
+        )?);
+        let known: BTreeSet<String> = [&status.base, &status.clone]
+            .into_iter()
+            .map(|status| dpkg::check(status))
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .flatten()
+            .map(|broken| broken.to_string())
+            .collect();
+        let broken = dpkg::check(&merged.status)?.into_iter().map(|broken| broken.to_string());
+        self.broken = broken.filter(|broken| !known.contains(broken)).collect();
+        self.packages = merged.changes;
+        self.forced.insert(STATUS.to_vec(), Forced::Bytes(merged.status));
+        if states.clear().is_none() {
+            self.forced.insert(STATES.to_vec(), Forced::Bytes(merged.extended_states));
+        }
+        Ok(())
+    }
+
+    fn alternatives(&mut self, files: &Files<'_>, rules: &Rules) -> Result<()> {
+        for name in files.names(ALTERNATIVES) {
+            let path = [ALTERNATIVES, b"/", &name].concat();
+            let three = files.three(&path)?;
+            let chosen = files.links(&[b"/etc/alternatives/", &name[..]].concat());
+            if three.clear().is_some() && chosen.clear().is_some() {
+                continue;
+            }
+            let winner = match rules.decide(&path) {
+                Decision::Merge(policy) => policy.winner,
+                _ => Winner::Clone,
+            };
+            let result = dpkg::merge_alternatives(
+                &name,
+                three.map(Vec::as_slice),
+                chosen.map(|target| target.as_deref()),
+                winner,
+            )?;
+            self.note(&path, &result.merged);
+            let bytes = result.merged.bytes;
+            let forced = if bytes.is_empty() { Forced::Gone } else { Forced::Bytes(bytes) };
+            self.forced.insert(path, forced);
+            for (link, target) in result.links {
+                let path = [b"/etc/alternatives/", &link[..]].concat();
+                self.forced.insert(path, target.map_or(Forced::Gone, Forced::Target));
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, path: &[u8], merged: &Merged) {
+        self.settled.extend(merged.settled.iter().cloned());
+        for detail in &merged.conflicts {
+            self.conflicts.push(Conflict {
+                path: path.to_vec(),
+                clash: Clash::Database,
+                taken: None,
+                detail: detail.clone(),
+                diff: String::new(),
+            });
+        }
+    }
+}
+
+fn slices(pairs: &[(Vec<u8>, Vec<u8>)]) -> Vec<(&[u8], &[u8])> {
+    pairs.iter().map(|(one, other)| (one.as_slice(), other.as_slice())).collect()
+}
+
+/// The lists of the files of packages: names without `.list`, and the lists.
+fn lists(files: &Files<'_>, version: Version) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let tree = files.trees.of_version(version);
+    let Some(folder) = tree.find(INFO) else { return Ok(Vec::new()) };
+    let mut lists = Vec::new();
+    for (name, ino) in &tree.file(folder).children {
+        if let Some(name) = name.strip_suffix(b".list")
+            && tree.file(*ino).kind == FileKind::Regular
+        {
+            lists.push((name.to_vec(), files.contents.read((version, *ino))?));
+        }
+    }
+    Ok(lists)
+}
+
+/// Folders that are links to those of the same names below `/usr`, in the base and in the clone.
+fn aliases(files: &Files<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut found = Vec::new();
+    for from in ALIASES {
+        let to = [b"/usr", from].concat();
+        let leads = |target: &Option<Vec<u8>>| {
+            target.as_deref().is_some_and(|target| target == &to[1..] || target == &to[..])
+        };
+        let links = files.links(from);
+        if leads(&links.base) && leads(&links.clone) {
+            found.push((from.to_vec(), to));
+        }
+    }
+    found
+}
