@@ -106,12 +106,17 @@ fn exists(out: &Path) -> Error {
     Error::new(Kind::Exists, format!("{} exists; --force replaces it", out.display()))
 }
 
-/// Removes what exports that were killed left: files beside their places that nobody holds.
+/// Removes what exports that were killed left: files beside their places that nobody holds. Durably, or the names of
+/// what comes next could outlive a power cut and bring them back.
 fn remove_debris(folder: &Folder) {
+    let mut removed = false;
     for name in folder.names().unwrap_or_default().iter().filter(|name| name.starts_with(BESIDE)) {
         if folder.file(name, FileAccess::Read).is_ok_and(|file| hold(file).is_some()) {
-            let _ = folder.unlink_if_there(name);
+            removed |= folder.unlink_if_there(name).is_ok();
         }
+    }
+    if removed {
+        let _ = folder.sync();
     }
 }
 

@@ -63,8 +63,11 @@ impl Recorder {
     fn record(&self, effect: Effect, run: impl FnOnce(&dyn Storage) -> io::Result<()>) -> io::Result<()> {
         let start = self.clock.fetch_add(1, Ordering::SeqCst);
         let result = run(&*self.inner);
+        // In one step: who counts the events must not miss one that ended before another one that is there.
+        let mut log = self.log.lock();
         let end = self.clock.fetch_add(1, Ordering::SeqCst);
-        self.log.lock().push(Event { start, end, effect, ok: result.is_ok() });
+        log.push(Event { start, end, effect, ok: result.is_ok() });
+        drop(log);
         result
     }
 }

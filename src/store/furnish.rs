@@ -13,21 +13,18 @@ use std::sync::Arc;
 
 /// Makes a store at `path`; a folder that holds anything else is left as it is, and so is a file in the place.
 pub(super) fn make(path: &Path, watch: Option<Arc<dyn Watch>>) -> io::Result<()> {
-    let was_there = path.is_dir();
     make_folders(path, 0o700, &watch)?;
     if path.is_dir() {
         let folder = Folder::open_watched(path, watch)?;
         if is_vacant(&folder)? {
-            if was_there {
-                settle(&folder)?;
-            }
+            settle(&folder)?;
             furnish(&folder)?;
         }
     }
     Ok(())
 }
 
-/// Makes the folder `path` and those above it that are missing; durable when this returns.
+/// Makes the folder `path` and those above it that are missing.
 fn make_folders(path: &Path, mode: u32, watch: &Option<Arc<dyn Watch>>) -> io::Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
@@ -35,22 +32,27 @@ fn make_folders(path: &Path, mode: u32, watch: &Option<Arc<dyn Watch>>) -> io::R
         return Ok(());
     }
     make_folders(parent, 0o777, watch)?;
-    let folder = Folder::open_watched(parent, watch.clone())?;
-    match folder.make_folder_for(name, mode) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+    match Folder::open_watched(parent, watch.clone())?.make_folder_for(name, mode) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
-    folder.sync()
 }
 
-/// Makes the name of a folder durable, which somebody may have made who was killed before it was. Where we may not read
-/// the folder above, it is not ours.
+/// Makes the names of a folder and of those above it durable, also where somebody made them who was killed before they
+/// were. It ends at a folder that we may not read, which is not ours, and at the root of the filesystem.
 fn settle(folder: &Folder) -> io::Result<()> {
-    let Some(above) = folder.path().parent() else { return Ok(()) };
-    match folder.elsewhere(above) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        above => above?.sync(),
+    let device = folder.stat(".")?.st_dev;
+    for above in folder.path().ancestors().skip(1) {
+        let above = match folder.elsewhere(above) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            above => above?,
+        };
+        if above.stat(".")?.st_dev != device {
+            return Ok(());
+        }
+        above.sync()?;
     }
+    Ok(())
 }
 
 /// Whether a folder is empty but for what a making of a store that was cut short leaves.
