@@ -352,6 +352,11 @@ fn rebase_replace_survives_power_cuts() {
 }
 
 #[test]
+fn rebase_merge_survives_power_cuts() {
+    survives_as("rebase --strategy merge", STATES / 4, seed());
+}
+
+#[test]
 fn undo_survives_power_cuts() {
     survives("undo");
 }

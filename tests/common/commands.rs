@@ -2,7 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, missing_docs)]
 
 use super::shown::{Built, Shown, listing, probe, say, shown};
-use super::store::{base_ref, name, sample};
+use super::store::{base_ref, must, name, sample};
 use super::world::World;
 use cowshed::ops::Silent;
 use cowshed::ops::check::check_clone;
@@ -18,7 +18,7 @@ use cowshed::{Kind, Result};
 use std::collections::BTreeSet;
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Bytes of the bases.
@@ -76,9 +76,10 @@ impl Place {
         self.store()?.create_clones(&base_ref("base"), &names, &options).map(drop)
     }
 
-    fn rebase(&self, clone: &str, version: u32, strategy: Strategy) -> Result<()> {
-        let onto = BaseRef::exact(name("lines"), version);
-        let settings = MergeSettings { rules: Rules::preset()?, program: PathBuf::new() };
+    fn rebase(&self, clone: &str, base: &str, strategy: Strategy) -> Result<()> {
+        let onto = BaseRef::exact(name(base), 2);
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_cowshed"));
+        let settings = MergeSettings { rules: Rules::preset()?, program };
         let request = RebaseRequest { clone: name(clone), onto, strategy, settings: settings.into() };
         rebase(&self.store()?, &request, &Silent).map(drop)
     }
@@ -139,7 +140,7 @@ fn repair(place: &Place) -> Result<()> {
 /// All commands.
 pub fn all() -> Vec<Command> {
     type Run = fn(&Place) -> Result<()>;
-    let table: [(&'static str, Option<Kind>, Run); 30] = [
+    let table: [(&'static str, Option<Kind>, Run); 31] = [
         ("first import", Some(Kind::Exists), |p| p.import("one.raw", "base")),
         ("import", Some(Kind::Exists), |p| p.import("two.raw", "second")),
         ("import qcow2", Some(Kind::Exists), |p| p.import("three.qcow2", "third")),
@@ -175,8 +176,9 @@ pub fn all() -> Vec<Command> {
         }),
         ("import --update", None, |p| p.import_as("one.raw", "lines", true)),
         ("promote", None, |p| promote(&p.store()?, &name("c"), &name("lines"), &Silent).map(drop)),
-        ("rebase --strategy keep", None, |p| p.rebase("c", 2, Strategy::Keep)),
-        ("rebase --strategy replace", None, |p| p.rebase("c", 2, Strategy::Replace)),
+        ("rebase --strategy keep", None, |p| p.rebase("c", "lines", Strategy::Keep)),
+        ("rebase --strategy replace", None, |p| p.rebase("c", "lines", Strategy::Replace)),
+        ("rebase --strategy merge", None, |p| p.rebase("e", "os", Strategy::Merge)),
         ("undo", Some(Kind::NotFound), |p| p.store()?.undo(&name("d")).map(drop)),
     ];
     table.map(|(name, again, run)| Command { name, run, again, first: name == "first import" }).into()
@@ -208,6 +210,50 @@ fn write(store: &Store, clone: &str, byte: u8, at: u64) {
     std::thread::sleep(Duration::from_millis(10));
 }
 
+/// A small filesystem, a later state of it, and what a clone made of it.
+fn systems() -> &'static [Vec<u8>; 3] {
+    static SYSTEMS: OnceLock<[Vec<u8>; 3]> = OnceLock::new();
+    SYSTEMS.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let files = dir.path().join("files");
+        fs::create_dir_all(files.join("etc")).unwrap();
+        fs::write(files.join("etc/conf"), "a\nb\nc\nd\ne\nf\ng\nh\n").unwrap();
+        fs::write(files.join("etc/plain"), "plain\n").unwrap();
+        for (file, text) in
+            [("new-conf", "a\nB\nc\nd\ne\nf\ng\nh\n"), ("clone-conf", "a\nb\nc\nd\ne\nf\nG\nh\n")]
+        {
+            fs::write(dir.path().join(file), text).unwrap();
+        }
+        let at = |file: &str| dir.path().join(file).to_str().unwrap().to_owned();
+        must(
+            "mke2fs",
+            &["-q", "-t", "ext4", "-b", "1024", "-O", "^has_journal", "-d", &at("files"), &at("old"), "512"],
+        );
+        let edit = |image: &str, requests: &[&str]| {
+            fs::copy(dir.path().join("old"), dir.path().join(image)).unwrap();
+            requests.iter().for_each(|request| drop(must("debugfs", &["-w", "-R", request, &at(image)])));
+        };
+        let conf = |side: &str| format!("write {} etc/conf", at(&format!("{side}-conf")));
+        edit("new", &["rm etc/conf", &conf("new"), &format!("write {} etc/added", at("new-conf"))]);
+        edit(
+            "clone",
+            &["rm etc/conf", &conf("clone"), "mkdir home", &format!("write {} home/mine", at("clone-conf"))],
+        );
+        ["old", "new", "clone"].map(|image| fs::read(dir.path().join(image)).unwrap())
+    })
+}
+
+/// Makes a clone of the first image the third one, sector by sector.
+fn write_differences(store: &Store, clone: &str, [old, _, new]: &[Vec<u8>; 3]) {
+    let open = store.open_clone(&name(clone), Access::Write).unwrap();
+    for (number, (old, new)) in old.chunks(512).zip(new.chunks(512)).enumerate() {
+        if old != new {
+            open.disk.write(new, GuestOffset(number as u64 * 512)).unwrap();
+        }
+    }
+    open.close().unwrap();
+}
+
 /// A folder with images and no store.
 pub fn nothing() -> Built {
     let built = Built::empty();
@@ -219,6 +265,9 @@ pub fn nothing() -> Built {
     edited[10_000..30_000].fill(0xed);
     fs::write(built.path().join("two.raw"), two).unwrap();
     fs::write(built.path().join("edited.raw"), edited).unwrap();
+    let [old, new, _] = systems();
+    fs::write(built.path().join("os.raw"), old).unwrap();
+    fs::write(built.path().join("os-new.raw"), new).unwrap();
     built
 }
 
@@ -239,7 +288,11 @@ pub fn everything() -> Built {
     store.checkpoint(&name("c"), None).unwrap();
     write(&store, "c", 4, 40_000);
     write(&store, "d", 8, 30_000);
-    place.rebase("d", 2, Strategy::Replace).unwrap();
+    place.rebase("d", "lines", Strategy::Replace).unwrap();
+    place.import("os.raw", "os").unwrap();
+    store.create_clones(&base_ref("os"), &[name("e")], &CloneOptions::default()).unwrap();
+    place.import_as("os-new.raw", "os", true).unwrap();
+    write_differences(&store, "e", systems());
     write(&store, "a", 1, 5000);
     store.checkpoint(&name("a"), Some("one")).unwrap();
     write(&store, "a", 2, 60_000);

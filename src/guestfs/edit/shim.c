@@ -141,6 +141,8 @@ long cs_open(const struct cs_io *io, int writable, cs_fs *out)
 	code = ext2fs_open2("disk", NULL, flags, 0, 0, &manager, out);
 	if (code || !writable)
 		return code;
+	/* The same edits make the same filesystem, whenever that is. */
+	(*out)->now = (*out)->super->s_wtime ? (*out)->super->s_wtime : 1;
 	return ext2fs_read_bitmaps(*out);
 }
 
@@ -642,7 +644,7 @@ long cs_free(cs_fs fs, uint32_t ino)
 	if (code)
 		return code;
 	inode.i_links_count = 0;
-	inode.i_dtime = (uint32_t)time(NULL);
+	inode.i_dtime = (uint32_t)fs->now;
 	code = ext2fs_inode_size_set(fs, &inode, 0);
 	if (!code)
 		code = ext2fs_write_inode(fs, ino, &inode);
