@@ -1,5 +1,6 @@
 //! The merge of three trees, file by file. Nothing is read but what both sides changed, and nothing is written.
 
+use super::beside::Beside;
 use super::fate::{Clash, Conflict, Facts, Fate, Live, Source, differ, facts, provisional};
 use super::packages::Keyed;
 use super::pair::{Object, Objects};
@@ -49,8 +50,9 @@ pub(super) struct Merge<'a> {
     pub(super) settled: Vec<String>,
     /// Derived files that are not merged.
     pub(super) derived: BTreeSet<Vec<u8>>,
-    /// The base's version beside the clone's: object and name.
+    /// Objects whose version of the base lies beside the clone's.
     pub(super) siblings: Vec<usize>,
+    pub(super) beside: Beside,
     told: HashSet<(Vec<u8>, Clash, String)>,
 }
 
@@ -62,7 +64,8 @@ enum Way {
 }
 
 impl<'a> Merge<'a> {
-    pub(super) fn of(input: &'a Input<'a>) -> Result<Self> {
+    /// `label` ends the names of what lies beside the clone's.
+    pub(super) fn of(input: &'a Input<'a>, label: &str) -> Result<Self> {
         let objects = Objects::of(input.trees, input.related);
         let mut merge = Self {
             input,
@@ -72,10 +75,12 @@ impl<'a> Merge<'a> {
             settled: Vec::new(),
             derived: BTreeSet::new(),
             siblings: Vec::new(),
+            beside: Beside::new(label),
             told: HashSet::new(),
         };
         for at in 0..merge.objects.all.len() {
-            let fate = merge.fate(at)?;
+            let mut fate = merge.fate(at)?;
+            merge.spare(at, &mut fate)?;
             merge.fates.push(fate);
         }
         merge.settle_names();
@@ -150,6 +155,22 @@ impl<'a> Merge<'a> {
         }
     }
 
+    /// What the base has already is not copied from the clone.
+    fn spare(&self, at: usize, fate: &mut Fate) -> Result<()> {
+        let (Fate::Live(live), Three { base: Some(base), clone: Some(clone), .. }) =
+            (fate, self.objects.all[at])
+        else {
+            return Ok(());
+        };
+        if live.source == Source::Of(Side::Clone)
+            && (self.file(Version::Base, base).kind != FileKind::Regular
+                || self.input.contents.same((Version::Base, base), (Version::Clone, clone))?)
+        {
+            live.source = Source::Of(Side::Base);
+        }
+        Ok(())
+    }
+
     /// All of it as it is on one side.
     pub(super) fn whole(&self, object: Object, side: Side, forced: bool) -> Fate {
         let version = Version::from(side);
@@ -159,9 +180,12 @@ impl<'a> Merge<'a> {
         Fate::Live(Box::new(Live { names, source: Source::Of(side), facts: Facts::of(file), forced }))
     }
 
-    fn names(&self, version: Version, file: &File) -> Vec<(usize, Vec<u8>)> {
+    /// The names of a file, sorted.
+    pub(super) fn names(&self, version: Version, file: &File) -> Vec<(usize, Vec<u8>)> {
         let name = |(folder, name): &(u32, Vec<u8>)| (self.objects.object(version, *folder), name.clone());
-        file.names.iter().map(name).collect()
+        let mut names: Vec<_> = file.names.iter().map(name).collect();
+        names.sort_unstable();
+        names
     }
 
     fn forced(&self, path: &[u8], files: Three<Option<&File>>, object: Object) -> Option<Fate> {
@@ -204,10 +228,7 @@ impl<'a> Merge<'a> {
         if was.is_folder() {
             return Ok(false);
         }
-        let mut names = (self.names(Version::Old, was), self.names(version, is));
-        names.0.sort_unstable();
-        names.1.sort_unstable();
-        if names.0 != names.1 {
+        if self.names(Version::Old, was) != self.names(version, is) {
             return Ok(true);
         }
         let same = |contents: &dyn Contents| contents.same((Version::Old, old), (version, new));
@@ -251,13 +272,13 @@ impl<'a> Merge<'a> {
         let (Some(base), Some(clone)) = (files.base, files.clone) else { return Ok(Fate::Dead(Side::Base)) };
         let mut source = Source::Of(Side::Base);
         if base.kind == FileKind::Symlink {
-            facts.target = self.merged_target(path, files, policy);
+            facts.target = self.merged_target(path, object, policy);
         } else if base.kind == FileKind::Regular {
             source = self.content(path, object, policy)?;
+            let was = files.old.map(|old| old.modified);
             if let Source::Of(side) = source
-                && let Some(old) = files.old
-                && old.modified != base.modified
-                && old.modified != clone.modified
+                && was != Some(base.modified)
+                && was != Some(clone.modified)
             {
                 facts.modified = if side == Side::Base { base.modified } else { clone.modified };
             }
@@ -265,15 +286,13 @@ impl<'a> Merge<'a> {
         Ok(Fate::Live(Box::new(Live { names, source, facts, forced: false })))
     }
 
-    /// Names are a set, but what has one name has one name.
+    /// Names are a set, but what has one name has one name, and what both kept has one.
     fn merged_names(&mut self, path: &[u8], object: Object, policy: Policy) -> Vec<(usize, Vec<u8>)> {
         let names = |version: Version| -> Vec<_> {
-            let mut names = object
+            object
                 .of_version(version)
                 .map(|ino| self.names(version, self.file(version, ino)))
-                .unwrap_or_default();
-            names.sort_unstable();
-            names
+                .unwrap_or_default()
         };
         let three =
             Three { old: names(Version::Old), base: names(Version::Base), clone: names(Version::Clone) };
@@ -286,17 +305,25 @@ impl<'a> Merge<'a> {
                 return three.of(side).clone();
             }
         }
-        super::keyed::sets(&three.old, &three.base, &three.clone)
+        let mut names = super::keyed::sets(&three.old, &three.base, &three.clone);
+        if names.is_empty() && !three.base.is_empty() {
+            let detail = "each side took away the names that the other kept";
+            let side = self.clash(path, Clash::Moved, policy.winner, detail);
+            return three.of(side).clone();
+        }
+        names.sort_unstable();
+        names
     }
 
-    fn merged_target(&mut self, path: &[u8], files: Three<Option<&File>>, policy: Policy) -> Vec<u8> {
-        let targets = files.map(|file| file.map(|file| file.target.clone()));
+    fn merged_target(&mut self, path: &[u8], object: Object, policy: Policy) -> Vec<u8> {
+        let targets = self.files(object).map(|file| file.map(|file| file.target.clone()));
         let clear = match targets.old {
             None => (targets.base == targets.clone).then_some(Side::Base),
             Some(_) => targets.clear(),
         };
         let side = clear.unwrap_or_else(|| {
             let clash = if targets.old.is_some() { Clash::Content } else { Clash::Added };
+            self.lie_beside(object, policy.winner);
             self.clash(path, clash, policy.winner, "the link leads to two places")
         });
         targets.of(side).clone().unwrap_or_default()
@@ -333,7 +360,7 @@ impl<'a> Merge<'a> {
             Err(error) => return Err(error),
         };
         let bytes = texts.map(Vec::as_slice);
-        if let Some(merged) = self.keyed(path, bytes, policy.winner)? {
+        if let Some(merged) = self.keyed(path, object, bytes, policy.winner)? {
             return Ok(merged);
         }
         if policy.lines
@@ -354,12 +381,16 @@ impl<'a> Merge<'a> {
         {
             diff.clone_into(&mut last.diff);
         }
-        if policy.winner == Winner::Both
+        self.lie_beside(object, policy.winner);
+        side
+    }
+
+    fn lie_beside(&mut self, object: Object, winner: Winner) {
+        if winner == Winner::Both
             && let Some(base) = object.base
         {
             self.siblings.push(self.objects.object(Version::Base, base));
         }
-        side
     }
 
     fn texts(&self, object: Object) -> Result<Three<Vec<u8>>> {
@@ -371,7 +402,13 @@ impl<'a> Merge<'a> {
     }
 
     /// The merge of a database by its keys; nothing when the file is no such database, or breaks its format.
-    fn keyed(&mut self, path: &[u8], texts: Three<&[u8]>, winner: Winner) -> Result<Option<Source>> {
+    fn keyed(
+        &mut self,
+        path: &[u8],
+        object: Object,
+        texts: Three<&[u8]>,
+        winner: Winner,
+    ) -> Result<Option<Source>> {
         let merged = match Keyed::of(path) {
             Some(Keyed::Accounts(database)) => accounts::merge(database, texts, winner),
             Some(Keyed::Dpkg(database)) => dpkg::merge_small(database, texts, winner),
@@ -391,6 +428,7 @@ impl<'a> Merge<'a> {
                 Ok(Some(Source::Bytes(merged.bytes)))
             }
             Err(error) => {
+                self.lie_beside(object, winner);
                 let side = self.clash(path, Clash::Database, winner, &error.to_string());
                 Ok(Some(Source::Of(side)))
             }

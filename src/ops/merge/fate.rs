@@ -80,7 +80,7 @@ pub(super) struct Facts {
 /// A file of the result.
 #[derive(Clone, Debug)]
 pub(super) struct Live {
-    /// Names: the folder's object, and the name.
+    /// Names: the folder's object, and the name; sorted.
     pub(super) names: Vec<(usize, Vec<u8>)>,
     pub(super) source: Source,
     pub(super) facts: Facts,
@@ -138,7 +138,6 @@ pub(super) fn facts(files: Three<Option<&File>>, winner: Side) -> Option<(Facts,
     let gid = pick(side("group", clear(files, |file| file.gid))).gid;
     let flags = pick(side("flags", clear(files, |file| file.flags))).flags;
     let project = pick(side("project", clear(files, |file| file.project))).project;
-    let device = pick(side("device", clear(files, |file| file.device))).device;
     let mut xattrs = BTreeMap::new();
     let mut names: Vec<&Vec<u8>> = base.xattrs.keys().chain(clone.xattrs.keys()).collect();
     names.sort_unstable();
@@ -154,7 +153,7 @@ pub(super) fn facts(files: Three<Option<&File>>, winner: Side) -> Option<(Facts,
         None => base.modified.max(clone.modified),
     };
     clashes.dedup();
-    let target = base.target.clone();
+    let (target, device) = (base.target.clone(), base.device);
     Some((Facts { mode, uid, gid, flags, project, xattrs, target, device, modified }, clashes))
 }
 
@@ -169,8 +168,8 @@ fn clear<'a, T: PartialEq>(files: Three<Option<&'a File>>, of: impl Fn(&'a File)
 
 /// Whether `other` is a changed `old`, but for times, names and content.
 pub(super) fn differ(old: &File, other: &File) -> bool {
-    (old.kind, old.mode, old.uid, old.gid, old.flags, old.project, old.device)
-        != (other.kind, other.mode, other.uid, other.gid, other.flags, other.project, other.device)
+    (old.mode, old.uid, old.gid, old.flags, old.project)
+        != (other.mode, other.uid, other.gid, other.flags, other.project)
         || old.xattrs != other.xattrs
         || old.target != other.target
 }

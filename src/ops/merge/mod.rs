@@ -5,6 +5,7 @@
 
 pub mod accounts;
 mod apply;
+mod beside;
 mod changes;
 mod databases;
 pub mod debconf;

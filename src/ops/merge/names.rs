@@ -1,77 +1,110 @@
 //! The names of the result: every file is in a folder that is there, no two have one name, no folder is inside itself.
+//!
+//! A side's tree says who has a name on it, so a name is looked up in both; only what changes is looked at again.
 
-use super::decide::Merge;
-use super::fate::{Clash, Fate, Live};
+use super::beside::Name;
+use super::decide::{Merge, shown};
+use super::fate::{Clash, Fate, provisional};
 use super::rules::{Decision, Winner};
+use super::tree::File;
 use super::{Side, Version};
-use std::collections::{HashMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
+
+/// What is left to look at. It comes to an end: names and files go, and what comes back or falls back does so once.
+#[derive(Default)]
+struct Work {
+    /// Objects in folders that are gone, of those that have to be there.
+    forced: Vec<usize>,
+    /// Others in folders that are gone, by how deep they are: what comes back brings the folders above it.
+    lost: BinaryHeap<(usize, Reverse<usize>)>,
+    /// Objects whose names others may have.
+    doubled: Vec<usize>,
+    /// Folders that came back.
+    back: HashSet<usize>,
+    /// Objects that went where the winner has them.
+    fallen: HashSet<usize>,
+    /// Folders that were taken out of a circle.
+    circled: HashSet<usize>,
+    /// Deleted folders: whether one stays for what is in it.
+    stays: HashMap<usize, bool>,
+}
 
 impl Merge<'_> {
-    /// Brings the names in order. Each round either takes a name or a file away, or brings a folder back for good.
+    /// Brings the names in order.
     pub(super) fn settle_names(&mut self) {
-        let mut back = HashSet::new();
-        loop {
-            let lost = self.lost_names();
-            let changed = lost
-                .iter()
-                .fold(false, |changed, (at, folder)| self.settle_folder(*at, *folder, &mut back) || changed);
-            if changed {
-                continue;
+        let mut work = Work::default();
+        for at in (0..self.fates.len()).rev() {
+            let Some(live) = self.fates[at].live() else { continue };
+            // Of two that have one name, one does not have it from the base.
+            if live.names.iter().any(|name| self.holder(Version::Base, name) != Some(at)) {
+                work.doubled.push(at);
             }
-            if !self.settle_one_name() && !self.settle_circle() {
+            self.note_lost(at, &mut work);
+        }
+        loop {
+            let lost = work.forced.pop().or_else(|| work.lost.pop().map(|(_, Reverse(at))| at));
+            if let Some(at) = lost {
+                self.settle_lost(at, &mut work);
+            } else if let Some(at) = work.doubled.pop() {
+                self.settle_doubled(at, &mut work);
+            } else if !self.settle_circles(&mut work) {
                 return;
             }
         }
     }
 
-    fn root(&self) -> usize {
-        self.objects.object(Version::Base, self.input.trees.base.root)
-    }
-
-    /// Names in folders that are not there: the object, and the folder's.
-    fn lost_names(&self) -> Vec<(usize, usize)> {
-        let mut lost = Vec::new();
-        for (at, fate) in self.fates.iter().enumerate() {
-            let names = fate.live().map_or(&[][..], |live| &live.names);
-            lost.extend(
-                names
-                    .iter()
-                    .filter(|(folder, _)| self.fates[*folder].live().is_none())
-                    .map(|(folder, _)| (at, *folder)),
-            );
-        }
-        lost
-    }
-
-    /// Something is in a folder that one side deleted: the folder comes back, or what is in it goes.
-    fn settle_folder(&mut self, at: usize, folder: usize, back: &mut HashSet<usize>) -> bool {
-        let Fate::Dead(by) = self.fates[folder] else { return false };
-        let Some(live) = self.fates[at].live() else { return false };
-        let forced = live.forced;
-        let path = self.path(folder);
-        let winner = self.winner(&path);
-        let keeps = if forced {
-            true
-        } else {
-            let detail = format!("{} is new or changed in it", super::decide::shown(&self.path(at)));
-            let winner = self.clash_folder(&path, winner, &detail);
-            winner != by
-        };
-        if keeps && back.insert(folder) {
-            let object = self.objects.all[folder];
-            let side = if object.clone.is_some() { Side::Clone } else { Side::Base };
-            self.fates[folder] = self.whole(object, side, true);
-            if self.fates[folder].live().is_some() {
-                return true;
+    fn note_lost(&self, at: usize, work: &mut Work) {
+        let Some(live) = self.fates[at].live() else { return };
+        let gone = live.names.iter().find(|name| self.fates[name.0].live().is_none());
+        match gone {
+            None => {}
+            Some(_) if live.forced => work.forced.push(at),
+            Some(name) => {
+                let path = self.path(name.0);
+                let depth = path.iter().filter(|byte| **byte == b'/').count();
+                work.lost.push((depth, Reverse(at)));
             }
         }
-        self.drop_names(at, by, |name| name.0 == folder)
     }
 
-    /// One sentence for each folder.
-    fn clash_folder(&mut self, path: &[u8], winner: Winner, detail: &str) -> Side {
-        let known = self.conflicts.iter().any(|known| known.path == path && known.clash == Clash::Folder);
-        if known { super::fate::provisional(winner) } else { self.clash(path, Clash::Folder, winner, detail) }
+    fn look_again(&self, at: usize, work: &mut Work) {
+        self.note_lost(at, work);
+        work.doubled.push(at);
+    }
+
+    /// Something may be in a folder that is gone: the folder comes back, or what is in it goes.
+    fn settle_lost(&mut self, at: usize, work: &mut Work) {
+        let Some(live) = self.fates[at].live() else { return };
+        let mut gone: Vec<usize> = live.names.iter().map(|name| name.0).collect();
+        gone.retain(|folder| self.fates[*folder].live().is_none());
+        gone.dedup();
+        for folder in gone {
+            let Fate::Dead(by) = self.fates[folder] else { continue };
+            if !self.comes_back(folder, by, at, work) {
+                self.drop_names(at, by, |name| name.0 == folder, work);
+            }
+        }
+    }
+
+    /// Brings a folder back for what is in it, if that wins. The folder has one conflict, whatever is in it.
+    fn comes_back(&mut self, folder: usize, by: Side, inside: usize, work: &mut Work) -> bool {
+        let forced = self.fates[inside].live().is_some_and(|live| live.forced);
+        let stays = forced
+            || *work.stays.entry(folder).or_insert_with(|| {
+                let path = self.path(folder);
+                let winner = self.winner(&path);
+                let detail = format!("{} is new or changed in it", shown(&self.path(inside)));
+                self.clash(&path, Clash::Folder, winner, &detail) != by
+            });
+        if !stays || !work.back.insert(folder) {
+            return false;
+        }
+        let object = self.objects.all[folder];
+        let side = if object.clone.is_some() { Side::Clone } else { Side::Base };
+        self.fates[folder] = self.whole(object, side, true);
+        self.look_again(folder, work);
+        self.fates[folder].live().is_some()
     }
 
     fn winner(&self, path: &[u8]) -> Winner {
@@ -82,83 +115,177 @@ impl Merge<'_> {
         }
     }
 
-    /// Takes names away from a file; without any it goes.
-    fn drop_names(&mut self, at: usize, by: Side, gone: impl Fn(&(usize, Vec<u8>)) -> bool) -> bool {
-        let Fate::Live(live) = &mut self.fates[at] else { return false };
-        let before = live.names.len();
+    /// Takes names away from a file, as `by` wants. Without any it has those that it has on that side, or goes.
+    fn drop_names(&mut self, at: usize, by: Side, gone: impl Fn(&Name) -> bool, work: &mut Work) {
+        let object = self.objects.all[at];
+        let elsewhere = object.of_version(by.into()).map(|ino| self.file(by.into(), ino));
+        let elsewhere = elsewhere.map(|file| self.names(by.into(), file));
+        let Fate::Live(live) = &mut self.fates[at] else { return };
         live.names.retain(|name| !gone(name));
-        let changed = live.names.len() != before;
-        if live.names.is_empty() {
-            self.fates[at] = Fate::Dead(by);
+        if !live.names.is_empty() {
+            return;
         }
-        changed
+        if let Some(names) = elsewhere
+            && work.fallen.insert(at)
+        {
+            live.names = names;
+            self.look_again(at, work);
+            return;
+        }
+        self.fates[at] = Fate::Dead(by);
+        // What is in it goes with it, and needs no word of its own.
+        work.stays.insert(at, false);
+        for inside in self.inside(at) {
+            self.look_again(inside, work);
+        }
     }
 
-    /// Two files of one name: the loser loses it, or gets another one. False when there are none.
-    fn settle_one_name(&mut self) -> bool {
-        let mut taken: HashMap<(usize, Vec<u8>), usize> = HashMap::new();
-        let mut found = None;
-        for (at, fate) in self.fates.iter().enumerate() {
-            for name in fate.live().map_or(&[][..], |live: &Live| &live.names) {
-                if let Some(other) = taken.insert(name.clone(), at)
-                    && other != at
-                {
-                    found = Some((other, at, name.clone()));
+    /// What may be in a folder.
+    fn inside(&self, folder: usize) -> Vec<usize> {
+        let mut inside = self.beside.renamed.get(&folder).cloned().unwrap_or_default();
+        for version in [Version::Base, Version::Clone] {
+            let Some(ino) = *self.objects.all[folder].of_version(version) else { continue };
+            let children = self.file(version, ino).children.values();
+            inside.extend(children.map(|ino| self.objects.object(version, *ino)));
+        }
+        inside
+    }
+
+    /// Somebody else may have a name of a file.
+    fn settle_doubled(&mut self, at: usize, work: &mut Work) {
+        let names = self.fates[at].live().map(|live| live.names.clone()).unwrap_or_default();
+        for name in names {
+            let has = |at: usize| {
+                self.fates[at].live().is_some_and(|live| live.names.binary_search(&name).is_ok())
+            };
+            let others = [Version::Base, Version::Clone].map(|version| self.holder(version, &name));
+            let other = others.into_iter().flatten().find(|other| *other != at && has(*other));
+            if let Some(other) = other.filter(|_| has(at)) {
+                let is_base = self.holder(Version::Base, &name) == Some(at);
+                let (base, clone) = if is_base { (at, other) } else { (other, at) };
+                self.settle_double(base, clone, &name, work);
+            }
+        }
+    }
+
+    /// Two files have one name: the loser loses it, or gets another one. What has to be there wins without a word.
+    fn settle_double(&mut self, base: usize, clone: usize, name: &Name, work: &mut Work) {
+        let forced = |at: usize| self.fates[at].live().is_some_and(|live| live.forced);
+        let (side, winner) = match (forced(base), forced(clone)) {
+            (true, false) => (Side::Base, Winner::Base),
+            (false, true) => (Side::Clone, Winner::Clone),
+            _ => {
+                let path = self.path_of(name);
+                let winner = self.winner(&path);
+                (self.clash(&path, Clash::Name, winner, "two different things have the name"), winner)
+            }
+        };
+        if winner == Winner::Both {
+            let other = self.name_beside(name);
+            self.beside.renamed.entry(name.0).or_default().push(base);
+            if let Fate::Live(live) = &mut self.fates[base] {
+                live.names.retain(|known| known != name);
+                live.names.push(other);
+                live.names.sort_unstable();
+            }
+            return;
+        }
+        let loser = if side == Side::Base { clone } else { base };
+        self.drop_names(loser, side, |known| known == name, work);
+    }
+
+    /// The path that a name is known by.
+    fn path_of(&self, name: &Name) -> Vec<u8> {
+        let mut path = self.path(name.0);
+        if path != b"/" {
+            path.push(b'/');
+        }
+        path.extend_from_slice(&name.1);
+        path
+    }
+
+    /// Folders that are inside each other because both sides moved them are where one side has them all. False when
+    /// there are none.
+    fn settle_circles(&mut self, work: &mut Work) -> bool {
+        let circles = self.circles();
+        for circle in &circles {
+            let moved = circle.iter().find(|at| self.moved_to(**at, Side::Base) || self.moved_to(**at, Side::Clone));
+            let path = self.path(*moved.unwrap_or(&circle[0]));
+            let winner = self.winner(&path);
+            let fresh = circle.iter().all(|at| !work.circled.contains(at));
+            let side = if fresh { provisional(winner) } else { Side::Base };
+            work.circled.extend(circle);
+            for at in circle {
+                if self.moved_to(*at, side) {
+                    self.move_to(*at, side, winner, work);
                 }
             }
         }
-        let Some((one, other, name)) = found else { return false };
-        let in_base = |at: usize| {
-            let file = self.objects.all[at].base.map(|ino| self.file(Version::Base, ino));
-            file.is_some_and(|file| {
-                file.names
-                    .iter()
-                    .any(|(folder, n)| self.objects.object(Version::Base, *folder) == name.0 && *n == name.1)
-            })
-        };
-        let (base, clone) = if in_base(one) { (one, other) } else { (other, one) };
-        let path = self.path(clone);
-        let winner = self.winner(&path);
-        let side = self.clash(&path, Clash::Name, winner, "two different things have the name");
-        let loser = if side == Side::Base { clone } else { base };
-        self.drop_names(loser, side, |known| *known == name);
-        true
+        !circles.is_empty()
     }
 
-    /// Folders that are inside each other because both sides moved them: they stay where the base has them. False when
-    /// there are none.
-    fn settle_circle(&mut self) -> bool {
-        let root = self.root();
-        let above = |at: usize| self.fates[at].live().and_then(|live| live.names.first()).map(|name| name.0);
+    /// Whether a folder of the result is in another folder than it is on `side`, which has it.
+    fn moved_to(&self, at: usize, side: Side) -> bool {
+        let there = self.objects.all[at].of_version(side.into()).map(|ino| self.file(side.into(), ino));
+        let there = there.and_then(|file| file.names.first()).map(|name| self.objects.object(side.into(), name.0));
+        there.is_some() && there != self.above(at)
+    }
+
+    fn move_to(&mut self, at: usize, side: Side, winner: Winner, work: &mut Work) {
+        let Some(ino) = *self.objects.all[at].of_version(side.into()) else { return };
+        let names = self.names(side.into(), self.file(side.into(), ino));
+        self.clash(&self.path(at), Clash::Moved, winner, "folders would be inside each other");
+        if let Fate::Live(live) = &mut self.fates[at] {
+            live.names = names;
+        }
+        self.look_again(at, work);
+    }
+
+    /// The folder that a file of the result is in.
+    fn above(&self, at: usize) -> Option<usize> {
+        self.fates[at].live().and_then(|live| live.names.first()).map(|name| name.0)
+    }
+
+    /// Circles of folders. Each has one that is not where the base has it; every folder is gone through once.
+    fn circles(&self) -> Vec<Vec<usize>> {
+        let mut circles = Vec::new();
+        let mut seen: HashMap<usize, usize> = HashMap::new();
         for at in 0..self.fates.len() {
             let object = self.objects.all[at];
-            let Some(ino) = object.base.filter(|ino| self.file(Version::Base, *ino).is_folder()) else {
-                continue;
-            };
-            let (mut here, mut steps) = (Some(at), 0);
-            while let Some(next) = here.filter(|next| *next != root && steps <= self.fates.len()) {
-                (here, steps) = (above(next), steps + 1);
-            }
-            if steps <= self.fates.len() || self.fates[at].live().is_none() {
+            let file = object.base.map(|ino| self.file(Version::Base, ino));
+            if !file.is_some_and(File::is_folder) || !self.moved_to(at, Side::Base) {
                 continue;
             }
-            let file = self.file(Version::Base, ino);
-            let names: Vec<(usize, Vec<u8>)> = file
-                .names
-                .iter()
-                .map(|(folder, name)| (self.objects.object(Version::Base, *folder), name.clone()))
-                .collect();
-            if self.fates[at].live().is_some_and(|live| live.names == names) {
-                continue;
+            let mut here = Some(at);
+            while let Some(next) = here.filter(|next| !seen.contains_key(next)) {
+                seen.insert(next, at);
+                here = self.above(next);
             }
-            let path = self.path(at);
-            let winner = self.winner(&path);
-            self.clash(&path, Clash::Moved, winner, "folders would be inside each other");
-            if let Fate::Live(live) = &mut self.fates[at] {
-                live.names = names;
+            let Some(start) = here.filter(|start| seen.get(start) == Some(&at)) else { continue };
+            let mut circle = vec![start];
+            while let Some(next) = circle.last().and_then(|last| self.above(*last)).filter(|next| *next != start) {
+                circle.push(next);
             }
-            return true;
+            circles.push(circle);
         }
-        false
+        circles
+    }
+
+    /// Where a file is in the result; where it was, when it goes.
+    pub(super) fn result_path(&self, at: usize) -> Vec<u8> {
+        let (mut parts, mut here) = (Vec::new(), at);
+        while let Some(name) = self.fates[here].live().and_then(|live| live.names.first()) {
+            parts.push(&name.1);
+            here = name.0;
+        }
+        if parts.is_empty() {
+            return self.path(at);
+        }
+        let mut path = Vec::new();
+        for part in parts.into_iter().rev() {
+            path.push(b'/');
+            path.extend_from_slice(part);
+        }
+        path
     }
 }

@@ -5,7 +5,7 @@
 
 use super::tree::{File, Tree};
 use super::{Three, Version};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// One file in the versions that have it.
 pub(super) type Object = Three<Option<u32>>;
@@ -36,56 +36,76 @@ impl Pairs {
     }
 }
 
+/// Whether two records may be of one object: no edit turns one kind, or one device, into another.
+fn is_alike(one: &File, other: &File) -> bool {
+    (one.kind, one.device) == (other.kind, other.device)
+}
+
 /// Whether two records are of the very same inode.
 fn is_same_inode(old: &File, new: &File) -> bool {
-    (old.kind, old.generation, old.created) == (new.kind, new.generation, new.created)
+    is_alike(old, new) && (old.generation, old.created) == (new.generation, new.created)
 }
 
 /// Pairs what is at the same path, and what was moved; `related`: inode numbers mean the same in both.
 fn pairs(old: &Tree, new: &Tree, related: bool) -> Pairs {
     let mut pairs = Pairs::default();
     pairs.add(old.root, new.root);
-    let mut folders = vec![(old.root, new.root)];
-    let mut moved: Vec<u32> = old.files.keys().copied().collect();
-    moved.sort_unstable();
-    loop {
-        // Of several names of one file those that still are that file come first.
-        for same in [true, false] {
-            descend(old, new, &folders, same, &mut pairs);
-        }
-        folders.clear();
-        if !related {
-            return pairs;
-        }
-        for ino in &moved {
-            let (Some(was), Some(is)) = (old.files.get(ino), new.files.get(ino)) else { continue };
-            if is_same_inode(was, is) && pairs.add(*ino, *ino) && was.is_folder() {
-                folders.push((*ino, *ino));
+    descend(old, new, (old.root, new.root), &mut pairs);
+    if related {
+        pair_moved(old, new, &mut pairs);
+    }
+    pairs
+}
+
+/// Pairs what has the same name below two paired folders. Of several names of one file those that still are that file
+/// come first.
+fn descend(old: &Tree, new: &Tree, from: (u32, u32), pairs: &mut Pairs) {
+    for same in [true, false] {
+        let (mut folders, mut seen) = (vec![from], HashSet::new());
+        while let Some((above, beside)) = folders.pop() {
+            if !seen.insert(above) {
+                continue;
             }
-        }
-        if folders.is_empty() {
-            return pairs;
+            for (name, was) in &old.file(above).children {
+                let Some(is) = new.file(beside).children.get(name) else { continue };
+                let (one, other) = (old.file(*was), new.file(*is));
+                if is_alike(one, other) && (!same || (was == is && is_same_inode(one, other))) {
+                    pairs.add(*was, *is);
+                }
+                if one.is_folder() && pairs.to.get(was) == Some(is) {
+                    folders.push((*was, *is));
+                }
+            }
         }
     }
 }
 
-/// Pairs what has the same name below paired folders. Each folder is gone through when it is paired itself.
-fn descend(old: &Tree, new: &Tree, from: &[(u32, u32)], same: bool, pairs: &mut Pairs) {
-    let mut folders = from.to_vec();
-    while let Some((above, beside)) = folders.pop() {
-        for (name, was) in &old.file(above).children {
-            let Some(is) = new.file(beside).children.get(name) else { continue };
-            let (one, other) = (old.file(*was), new.file(*is));
-            if one.kind != other.kind {
-                continue;
-            }
-            let paired = (!same || (was == is && is_same_inode(one, other))) && pairs.add(*was, *is);
-            let known = pairs.to.get(was) == Some(is);
-            if one.is_folder() && (paired || known) {
-                folders.push((*was, *is));
+/// Pairs by inode what has no pair. Folders come first, from the top, each with what is in it by its path: a file that
+/// was replaced in a moved folder is still that file.
+fn pair_moved(old: &Tree, new: &Tree, pairs: &mut Pairs) {
+    let mut pair = |ino: u32| {
+        let same =
+            old.files.get(&ino).zip(new.files.get(&ino)).is_some_and(|(was, is)| is_same_inode(was, is));
+        let added = same && pairs.add(ino, ino);
+        if added && old.file(ino).is_folder() {
+            descend(old, new, (ino, ino), pairs);
+        }
+    };
+    let (mut folders, mut others, mut seen) = (vec![old.root], Vec::new(), HashSet::new());
+    while let Some(above) = folders.pop() {
+        if !seen.insert(above) {
+            continue;
+        }
+        for ino in old.file(above).children.values() {
+            if old.file(*ino).is_folder() {
+                pair(*ino);
+                folders.push(*ino);
+            } else {
+                others.push(*ino);
             }
         }
     }
+    others.into_iter().for_each(pair);
 }
 
 impl Objects {
@@ -140,7 +160,7 @@ impl Objects {
             for (name, in_base) in base {
                 let Some(in_clone) = clone.get(name) else { continue };
                 let known = self.of.base.contains_key(in_base) || self.of.clone.contains_key(in_clone);
-                if !known && trees.base.file(*in_base).kind == trees.clone.file(*in_clone).kind {
+                if !known && is_alike(trees.base.file(*in_base), trees.clone.file(*in_clone)) {
                     self.add(Three { old: None, base: Some(*in_base), clone: Some(*in_clone) });
                 }
             }

@@ -61,8 +61,8 @@ pub fn plan_system(trees: Three<&Tree>, contents: &dyn Contents, rules: &Rules, 
 /// # Errors
 /// Whatever reading the contents of files gives.
 pub fn plan(input: &Input<'_>, label: &str) -> Result<Plan> {
-    let merge = Merge::of(input)?;
-    let mut steps = Steps::of(&merge, label);
+    let mut merge = Merge::of(input, label)?;
+    let mut steps = Steps::of(&mut merge);
     let kept = std::mem::take(&mut steps.kept);
     let comebacks: BTreeSet<Comeback> = merge.derived.iter().filter_map(|path| Comeback::of(path)).collect();
     let mut conflicts = merge.conflicts;

@@ -39,13 +39,13 @@ pub(super) struct Steps {
     linked: Vec<Step>,
     filled: Vec<Step>,
     told: Vec<Step>,
-    /// Paths of the clone that are in the result by these steps.
+    /// Paths that the steps change, as they are in the result; of what goes, as they were.
     pub(super) kept: BTreeSet<Vec<u8>>,
     next: u32,
 }
 
 impl Steps {
-    pub(super) fn of(merge: &Merge<'_>, label: &str) -> Self {
+    pub(super) fn of(merge: &mut Merge<'_>) -> Self {
         let mut steps =
             Self { next: u32::try_from(merge.fates.len()).unwrap_or(u32::MAX), ..Self::default() };
         for (at, fate) in merge.fates.iter().enumerate() {
@@ -55,11 +55,11 @@ impl Steps {
                 Fate::Live(live) => steps.keep(merge, at, live),
             }
             if steps.count() > before {
-                steps.kept.insert(merge.path(at));
+                steps.kept.insert(merge.result_path(at));
             }
         }
-        for at in &merge.siblings {
-            steps.beside(merge, *at, label);
+        for at in std::mem::take(&mut merge.siblings) {
+            steps.beside(merge, at);
         }
         steps
     }
@@ -69,7 +69,11 @@ impl Steps {
     }
 
     pub(super) fn into_list(self) -> Vec<Step> {
-        [self.made, self.unlinked, self.linked, self.filled, self.told].concat()
+        let mut list = self.made;
+        for mut part in [self.unlinked, self.linked, self.filled, self.told] {
+            list.append(&mut part);
+        }
+        list
     }
 
     /// Takes all names from a file of the base.
@@ -84,32 +88,29 @@ impl Steps {
         let object = merge.objects.all[at];
         let node = node(merge, at);
         match object.base {
-            Some(ino) => self.change(merge, node, merge.file(Version::Base, ino), live),
+            Some(ino) => {
+                let clone = object.clone.map(|ino| merge.file(Version::Clone, ino));
+                self.change(merge, node, (merge.file(Version::Base, ino), clone), live);
+            }
             None => {
                 let Some(ino) = object.clone else { return };
                 self.make(at, merge.file(Version::Clone, ino), live);
             }
         }
-        for (folder, name) in &live.names {
-            let known = object.base.is_some_and(|ino| {
-                let names = &merge.file(Version::Base, ino).names;
-                names.iter().any(|(above, known)| {
-                    merge.objects.object(Version::Base, *above) == *folder && known == name
-                })
-            });
-            if !known {
-                let folder = self::node(merge, *folder);
-                self.linked.push(Step::Edit(Edit::Link { folder, name: name.clone(), to: node }));
+        for name in &live.names {
+            if merge.holder(Version::Base, name) != Some(at) {
+                let folder = self::node(merge, name.0);
+                self.linked.push(Step::Edit(Edit::Link { folder, name: name.1.clone(), to: node }));
             }
         }
         self.fill(merge, at, node, live);
     }
 
     /// A file of the base: what it says, and the names that it loses.
-    fn change(&mut self, merge: &Merge<'_>, node: Node, base: &File, live: &Live) {
+    fn change(&mut self, merge: &Merge<'_>, node: Node, (base, clone): (&File, Option<&File>), live: &Live) {
         for (folder, name) in &base.names {
             let above = merge.objects.object(Version::Base, *folder);
-            if !live.names.iter().any(|(known, n)| *known == above && n == name) {
+            if live.names.binary_search(&(above, name.clone())).is_err() {
                 self.unlinked
                     .push(Step::Edit(Edit::Unlink { folder: Node::Old(*folder), name: name.clone() }));
             }
@@ -119,11 +120,12 @@ impl Steps {
             self.filled.push(Step::Edit(Edit::Target { node, target: live.facts.target.clone() }));
         }
         self.xattrs(node, &was, &live.facts);
-        let plain =
-            |facts: &Facts| (facts.mode, facts.uid, facts.gid, facts.flags, facts.project, facts.modified);
-        if plain(&was) != plain(&live.facts) || live.source != Source::Of(Side::Base) {
+        if was != live.facts || live.source != Source::Of(Side::Base) {
+            // A change shows: the next merge may go by the times of inodes.
+            let changed = clone.map_or(base.changed, |clone| clone.changed).max(later(base.changed));
             let attributes = attributes(base, &live.facts);
-            self.told.push(Step::Edit(Edit::Attributes { node, attributes }));
+            let ctime = attributes.ctime.max(changed);
+            self.told.push(Step::Edit(Edit::Attributes { node, attributes: Attributes { ctime, ..attributes } }));
         }
     }
 
@@ -166,37 +168,29 @@ impl Steps {
         }
     }
 
-    /// The base's version of a file beside the clone's.
-    fn beside(&mut self, merge: &Merge<'_>, at: usize, label: &str) {
+    /// The base's version of a file or link beside the clone's.
+    fn beside(&mut self, merge: &mut Merge<'_>, at: usize) {
         let (Some(ino), Some(live)) = (merge.objects.all[at].base, merge.fates[at].live()) else { return };
-        let Some((folder, name)) = live.names.first() else { return };
+        let Some(name) = live.names.first().cloned() else { return };
         let file = merge.file(Version::Base, ino);
-        let free = |name: &[u8]| {
-            merge
-                .fates
-                .iter()
-                .filter_map(Fate::live)
-                .all(|live| live.names.iter().all(|(above, known)| above != folder || known != name))
-        };
-        let Some(name) = (0..).map(|n| beside_name(name, label, n)).find(|name| free(name)) else { return };
         let id = self.next;
         self.next += 1;
         let facts = Facts::of(file);
         let node = Node::New(id);
-        self.made.push(Step::Edit(Edit::Make { id, kind: Kind::File, attributes: attributes(file, &facts) }));
+        self.made.push(Step::Edit(Edit::Make {
+            id,
+            kind: kind(file, &facts),
+            attributes: attributes(file, &facts),
+        }));
         let none = Facts { xattrs: Default::default(), ..facts.clone() };
         self.xattrs(node, &none, &facts);
-        let folder = self::node(merge, *folder);
+        let folder = self::node(merge, name.0);
+        let name = merge.name_beside(&name).1;
         self.linked.push(Step::Edit(Edit::Link { folder, name, to: node }));
-        self.filled.push(Step::Copy { node, from: (Version::Base, ino) });
+        if file.kind == FileKind::Regular {
+            self.filled.push(Step::Copy { node, from: (Version::Base, ino) });
+        }
     }
-}
-
-/// `NAME.LABEL`, cut to what a name may have; `NAME.LABEL-2` when that is taken.
-fn beside_name(name: &[u8], label: &str, number: u32) -> Vec<u8> {
-    let end = if number == 0 { format!(".{label}") } else { format!(".{label}-{}", number + 1) };
-    let room = 255_usize.saturating_sub(end.len());
-    [&name[..name.len().min(room)], end.as_bytes()].concat()
 }
 
 fn id(at: usize) -> u32 {
@@ -206,6 +200,14 @@ fn id(at: usize) -> u32 {
 /// The node of an object in the filesystem that is edited.
 fn node(merge: &Merge<'_>, at: usize) -> Node {
     merge.objects.all[at].base.map_or(Node::New(id(at)), Node::Old)
+}
+
+/// The next time that can be told apart.
+fn later(time: Time) -> Time {
+    match time.nanoseconds {
+        999_999_999.. => Time { seconds: time.seconds.saturating_add(1), nanoseconds: 0 },
+        nanoseconds => Time { nanoseconds: nanoseconds + 1, ..time },
+    }
 }
 
 fn kind(file: &File, facts: &Facts) -> Kind {
@@ -231,6 +233,6 @@ fn attributes(file: &File, facts: &Facts) -> Attributes {
         mtime: facts.modified,
         crtime: file.created.unwrap_or(Time::default()),
         flags: facts.flags,
-        project: (facts.project != 0).then_some(facts.project),
+        project: (facts.project != 0 || file.project != 0).then_some(facts.project),
     }
 }

@@ -4,7 +4,7 @@ use super::Version;
 use crate::error::Result;
 use crate::guestfs::Time;
 use crate::guestfs::ext4::{Device, FileKind};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 /// One file, folder or other object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +74,8 @@ impl Tree {
     #[must_use]
     pub fn path(&self, ino: u32) -> Vec<u8> {
         let (mut parts, mut here) = (Vec::new(), ino);
-        let mut seen = HashSet::new();
-        while here != self.root && seen.insert(here) {
+        // A path is no longer than there are files, even in a folder that is inside itself.
+        while here != self.root && parts.len() <= self.files.len() {
             let Some((folder, name)) = self.files.get(&here).and_then(|file| file.names.first()) else {
                 break;
             };
