@@ -133,6 +133,33 @@ impl Fs {
         self.make(path.as_bytes(), FileKind::Directory).mode = 0o755;
     }
 
+    /// Many files in one folder, without a search for a free number.
+    pub fn file_below(&mut self, folder: &str, name: &str, content: &str) {
+        self.below(folder, name, FileKind::Regular).content = content.as_bytes().to_vec();
+    }
+
+    pub fn symlink_below(&mut self, folder: &str, name: &str, target: &str) {
+        self.below(folder, name, FileKind::Symlink).target = target.as_bytes().to_vec();
+    }
+
+    fn below(&mut self, folder: &str, name: &str, kind: FileKind) -> &mut Inode {
+        let inode = self.fresh(kind);
+        let number = self.inodes.keys().next_back().unwrap().max(&10) + 1;
+        self.inodes.insert(number, inode);
+        self.at(folder.as_bytes()).children.insert(name.as_bytes().to_vec(), number);
+        self.inodes.get_mut(&number).unwrap()
+    }
+
+    /// As [`Fs::remove`], but for the sweep.
+    pub fn remove_only(&mut self, path: &[u8]) {
+        self.unlink(path);
+    }
+
+    /// When the content at a path was changed.
+    pub fn at_time(&self, path: &[u8]) -> Time {
+        self.inodes[&self.find(path).unwrap()].mtime
+    }
+
     pub fn symlink(&mut self, path: &str, target: &str) {
         self.make(path.as_bytes(), FileKind::Symlink).target = target.as_bytes().to_vec();
     }

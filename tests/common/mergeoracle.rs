@@ -122,7 +122,8 @@ impl Naive {
         kept: &mut BTreeMap<&'a Bytes, Alive>,
         added: &mut BTreeMap<&'a Bytes, Vec<(Side, Alive)>>,
     ) {
-        let is_folder = |map: &Map, path: &Bytes| map.get(path).is_some_and(|seen| seen.kind == FileKind::Directory);
+        let is_folder =
+            |map: &Map, path: &Bytes| map.get(path).is_some_and(|seen| seen.kind == FileKind::Directory);
         let depth = |path: &Bytes| path.iter().filter(|byte| **byte == b'/').count();
         let mut gone: Vec<&'a Bytes> = paths
             .iter()
@@ -134,9 +135,9 @@ impl Naive {
             let (stays, map) =
                 if is_folder(base, folder) { (Side::Base, base) } else { (Side::Clone, clone) };
             let must = kept.iter().any(|(path, alive)| is_in(folder, path) && alive.must);
-            let new = added
-                .iter()
-                .any(|(path, here)| is_in(folder, path) && depth(path) == depth(folder) + 1 && !here.is_empty());
+            let new = added.iter().any(|(path, here)| {
+                is_in(folder, path) && depth(path) == depth(folder) + 1 && !here.is_empty()
+            });
             if new && !must {
                 self.conflicts.insert((folder.clone(), Clash::Folder));
             }

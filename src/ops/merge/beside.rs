@@ -20,12 +20,7 @@ pub(super) struct Beside {
 
 impl Beside {
     pub(super) fn new(label: &str) -> Self {
-        Self {
-            label: label.to_owned(),
-            given: HashSet::new(),
-            next: HashMap::new(),
-            renamed: HashMap::new(),
-        }
+        Self { label: label.to_owned(), given: HashSet::new(), next: HashMap::new(), renamed: HashMap::new() }
     }
 }
 

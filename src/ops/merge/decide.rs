@@ -53,6 +53,8 @@ pub(super) struct Merge<'a> {
     /// Objects whose version of the base lies beside the clone's.
     pub(super) siblings: Vec<usize>,
     pub(super) beside: Beside,
+    /// Objects at paths that the databases decide.
+    forced: HashSet<usize>,
     told: HashSet<(Vec<u8>, Clash, String)>,
 }
 
@@ -76,8 +78,15 @@ impl<'a> Merge<'a> {
             derived: BTreeSet::new(),
             siblings: Vec::new(),
             beside: Beside::new(label),
+            forced: HashSet::new(),
             told: HashSet::new(),
         };
+        for path in input.forced.keys() {
+            for version in [Version::Base, Version::Clone] {
+                let found = input.trees.of_version(version).find(path);
+                merge.forced.extend(found.map(|ino| merge.objects.object(version, ino)));
+            }
+        }
         for at in 0..merge.objects.all.len() {
             let mut fate = merge.fate(at)?;
             merge.spare(at, &mut fate)?;
@@ -143,6 +152,9 @@ impl<'a> Merge<'a> {
         if object.base.is_none() && object.clone.is_none() {
             return Ok(Fate::Dead(Side::Base));
         }
+        if self.is_untouched(at)? {
+            return Ok(self.whole(object, Side::Base, false));
+        }
         let path = self.path(at);
         let is_folder = files.base.or(files.clone).is_some_and(File::is_folder);
         if let Some(fate) = self.forced(&path, files, object) {
@@ -153,6 +165,33 @@ impl<'a> Merge<'a> {
             Way::Derived { drop } => self.derived(&path, object, drop),
             Way::Merged(policy) => self.merged(&path, object, policy),
         }
+    }
+
+    /// Whether it is the same everywhere, so that no rule needs to be asked.
+    fn is_untouched(&self, at: usize) -> Result<bool> {
+        let Three { old: Some(o), base: Some(b), clone: Some(c) } = self.objects.all[at] else {
+            return Ok(false);
+        };
+        let old = self.file(Version::Old, o);
+        for (version, ino) in [(Version::Base, b), (Version::Clone, c)] {
+            let new = self.file(version, ino);
+            let mut names = old.names.iter().zip(&new.names);
+            let same_name = |(was, is): (&(u32, Vec<u8>), &(u32, Vec<u8>))| {
+                was.1 == is.1
+                    && self.objects.object(Version::Old, was.0) == self.objects.object(version, is.0)
+            };
+            if differ(old, new)
+                || old.modified != new.modified
+                || old.names.len() != new.names.len()
+                || !names.all(same_name)
+                || (old.kind == FileKind::Regular
+                    && !self.input.contents.same((Version::Old, o), (version, ino))?)
+            {
+                return Ok(false);
+            }
+        }
+        let contested = || self.input.units.is_some_and(|units| units.side_of(&self.path(at)).is_err());
+        Ok(!self.forced.contains(&at) && (old.is_folder() || !contested()))
     }
 
     /// What the base has already is not copied from the clone.

@@ -155,9 +155,8 @@ impl Merge<'_> {
     fn settle_doubled(&mut self, at: usize, work: &mut Work) {
         let names = self.fates[at].live().map(|live| live.names.clone()).unwrap_or_default();
         for name in names {
-            let has = |at: usize| {
-                self.fates[at].live().is_some_and(|live| live.names.binary_search(&name).is_ok())
-            };
+            let has =
+                |at: usize| self.fates[at].live().is_some_and(|live| live.names.binary_search(&name).is_ok());
             let others = [Version::Base, Version::Clone].map(|version| self.holder(version, &name));
             let other = others.into_iter().flatten().find(|other| *other != at && has(*other));
             if let Some(other) = other.filter(|_| has(at)) {
@@ -209,7 +208,8 @@ impl Merge<'_> {
     fn settle_circles(&mut self, work: &mut Work) -> bool {
         let circles = self.circles();
         for circle in &circles {
-            let moved = circle.iter().find(|at| self.moved_to(**at, Side::Base) || self.moved_to(**at, Side::Clone));
+            let moved =
+                circle.iter().find(|at| self.moved_to(**at, Side::Base) || self.moved_to(**at, Side::Clone));
             let path = self.path(*moved.unwrap_or(&circle[0]));
             let winner = self.winner(&path);
             let fresh = circle.iter().all(|at| !work.circled.contains(at));
@@ -227,7 +227,8 @@ impl Merge<'_> {
     /// Whether a folder of the result is in another folder than it is on `side`, which has it.
     fn moved_to(&self, at: usize, side: Side) -> bool {
         let there = self.objects.all[at].of_version(side.into()).map(|ino| self.file(side.into(), ino));
-        let there = there.and_then(|file| file.names.first()).map(|name| self.objects.object(side.into(), name.0));
+        let there =
+            there.and_then(|file| file.names.first()).map(|name| self.objects.object(side.into(), name.0));
         there.is_some() && there != self.above(at)
     }
 
@@ -263,7 +264,9 @@ impl Merge<'_> {
             }
             let Some(start) = here.filter(|start| seen.get(start) == Some(&at)) else { continue };
             let mut circle = vec![start];
-            while let Some(next) = circle.last().and_then(|last| self.above(*last)).filter(|next| *next != start) {
+            while let Some(next) =
+                circle.last().and_then(|last| self.above(*last)).filter(|next| *next != start)
+            {
                 circle.push(next);
             }
             circles.push(circle);

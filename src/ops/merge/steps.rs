@@ -125,7 +125,8 @@ impl Steps {
             let changed = clone.map_or(base.changed, |clone| clone.changed).max(later(base.changed));
             let attributes = attributes(base, &live.facts);
             let ctime = attributes.ctime.max(changed);
-            self.told.push(Step::Edit(Edit::Attributes { node, attributes: Attributes { ctime, ..attributes } }));
+            self.told
+                .push(Step::Edit(Edit::Attributes { node, attributes: Attributes { ctime, ..attributes } }));
         }
     }
 
