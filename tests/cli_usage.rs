@@ -8,7 +8,7 @@ use common::{Shed, one_line, program};
 use std::fs;
 use std::process::{Command, Stdio};
 
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 21] = [
     "import",
     "export",
     "clone",
@@ -22,6 +22,7 @@ const COMMANDS: [&str; 20] = [
     "checkpoint",
     "checkpoints",
     "restore",
+    "gc",
     "check",
     "verify",
     "mount",

@@ -68,6 +68,8 @@ const CASES: &[Case] = &[
     case(&["rebase", "web", "--onto", "deb@2", "--strategy", "replace"], Refused, Refused),
     case(&["rebase", "web", "--onto", "deb@2", "--strategy", "keep", "--plan"], Refused, Safe),
     case(&["undo", "web"], Refused, Refused),
+    case(&["gc", "--plan"], Safe, Safe),
+    case(&["gc"], Safe, Safe),
     case(&["check", "web"], Refused, Safe),
     case(&["check", "web", "--repair"], Refused, Refused),
     case(&["check", "web", "--reseal"], Refused, Refused),

@@ -14,7 +14,7 @@ mod common {
     pub mod world;
 }
 
-use common::commands::{Case, Command, Place, all, command, everything, nothing, seconds};
+use common::commands::{Case, Command, Place, all, command, seconds};
 use common::cuts::{Cut, Names};
 use common::journal::{Event, Journal, Op};
 use common::rng::{Rng, seed_from_environment};
@@ -30,13 +30,9 @@ fn seed() -> u64 {
     seed_from_environment().unwrap_or(1)
 }
 
-fn start(command: &Command) -> Built {
-    if command.first { nothing() } else { everything() }
-}
-
 fn case(name: &str) -> Case {
     let command = command(name);
-    Case::new(command, &start(&command))
+    Case::new(command, &command.start())
 }
 
 /// Runs a command on `world` with everything written down.
@@ -151,7 +147,7 @@ fn recovery_survives(name: &str, outer: usize, moments: usize, seed: u64) -> usi
 /// A command is killed, another one comes to its end, then power goes: what the killed one did may be lost or not, but
 /// never what the second one reported, and nothing is ever half.
 fn killed_then_cut(first: Command, second: Command, kills: &[usize], states: usize, seed: u64) -> usize {
-    let world = World::of(start(&first).path()).0;
+    let world = World::of(first.start().path()).0;
     let run = |commands: &[Command]| -> Shown {
         let built = Built::of(&world);
         let place = Place::new(built.path());
@@ -196,7 +192,7 @@ fn kill_every_command(most: usize, states: usize, seed: u64, part: usize) {
         if number % 2 != part {
             continue;
         }
-        let changes = record_case(&Case::new(first, &start(&first))).events().len();
+        let changes = record_case(&Case::new(first, &first.start())).events().len();
         let kills: Vec<usize> = match changes <= most {
             true => (0..changes).collect(),
             false => (0..most).map(|_| rng.below(changes as u64) as usize).collect(),
@@ -359,6 +355,16 @@ fn rebase_merge_survives_power_cuts() {
 #[test]
 fn undo_survives_power_cuts() {
     survives("undo");
+}
+
+#[test]
+fn gc_survives_power_cuts() {
+    survives("gc");
+}
+
+#[test]
+fn gc_of_a_version_between_others_survives_power_cuts() {
+    survives("gc of a version between others");
 }
 
 #[test]

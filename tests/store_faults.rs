@@ -10,7 +10,7 @@ mod common {
     pub mod world;
 }
 
-use common::commands::{Case, Place, all, everything, nothing};
+use common::commands::{Case, Place, all};
 use common::journal::Faulty;
 use common::shown::{Built, say};
 use cowshed::{Error, Kind};
@@ -53,7 +53,7 @@ fn fails_at(case: &Case, number: usize, errno: i32, lasting: bool) -> Result<boo
 fn endures(errno: i32) {
     let mut faults = 0;
     for command in all() {
-        let case = Case::new(command, &if command.first { nothing() } else { everything() });
+        let case = Case::new(command, &command.start());
         for lasting in [false, true] {
             for number in 0.. {
                 let result = fails_at(&case, number, errno, lasting);

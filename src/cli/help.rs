@@ -8,7 +8,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
     ("Images", &["import", "export"]),
     ("Clones", &["clone", "rename", "rm"]),
     ("Look", &["list", "tree", "info", "map", "path"]),
-    ("Update", &["promote", "rebase", "undo"]),
+    ("Update", &["promote", "rebase", "undo", "gc"]),
     ("Go back", &["checkpoint", "checkpoints", "restore"]),
     ("Trust", &["check", "verify"]),
     ("Use", &["mount", "umount", "run"]),

@@ -8,6 +8,7 @@ mod completions;
 mod context;
 mod export;
 mod failure;
+mod gc;
 mod help;
 mod import;
 mod info;
@@ -69,6 +70,7 @@ enum Command {
     Promote(promote::Promote),
     Rebase(rebase::Rebase),
     Undo(undo::Undo),
+    Gc(gc::Gc),
     Check(check::Check),
     Verify(verify::Verify),
     Mount(mount::Mount),
@@ -100,6 +102,7 @@ impl Command {
             Self::Promote(command) => command.run(context),
             Self::Rebase(command) => command.run(context),
             Self::Undo(command) => command.run(context),
+            Self::Gc(command) => command.run(context),
             Self::Check(command) => command.run(context),
             Self::Verify(command) => command.run(context),
             Self::Mount(command) => command.run(context),

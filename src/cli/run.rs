@@ -1,6 +1,8 @@
 mod disk;
+mod edit;
 
 use self::disk::Disk;
+use self::edit::Edit;
 use super::Outcome;
 use super::context::Context;
 use crate::store::{BaseRef, Store, Target};
@@ -22,11 +24,15 @@ use std::time::Duration;
 /// off.
 #[derive(Args, Debug)]
 pub(super) struct Run {
-    /// The clone; with --ephemeral a base as NAME or NAME@V, too.
+    /// The clone; with --ephemeral or --edit a base as NAME or NAME@V, too.
     name: BaseRef,
     /// Run a throw-away layer over the clone or base: nothing of this run is kept.
     #[arg(long, visible_alias = "snapshot", conflicts_with = "view")]
     ephemeral: bool,
+    /// Run a base's newest version, and make what the machine leaves the next one, if it ends well: nothing is kept when
+    /// it fails or is stopped by Ctrl-C.
+    #[arg(long, conflicts_with_all = ["ephemeral", "view"])]
+    edit: bool,
     /// Use the file of a view that is mounted at DIR, instead of a private one.
     #[arg(long, value_name = "DIR")]
     view: Option<PathBuf>,
@@ -92,14 +98,21 @@ impl Run {
         let mut signals = SignalWatch::install().context("signals cannot be caught")?;
         let store = context.store()?;
         let target = store.find(&self.name)?;
-        let disk = self.disk(&store, &target)?;
+        let edit = self.edit.then(|| Edit::begin(&store, &target)).transpose()?;
+        let disk = match &edit {
+            Some(edit) => edit.disk()?,
+            None => self.disk(&store, &target)?,
+        };
         let config = self.config(&target);
         let ran = vm::run(&config, &disk.path, &mut signals, &|sentence| {
             let _ = writeln!(io::stderr(), "cowshed: {sentence}");
         });
         // The view ends first: whatever happened, what the guest flushed is safe then.
-        disk.end()?;
-        Ok(ExitCode::from(ran?.code))
+        let ended = disk.end().and_then(|()| Ok(ran?));
+        match edit {
+            Some(edit) => edit.end(&store, ended),
+            None => Ok(ExitCode::from(ended?.code)),
+        }
     }
 
     fn config(self, target: &Target) -> VmConfig {
@@ -124,7 +137,8 @@ impl Run {
             Target::Clone(name) => name,
             Target::Base(base) if self.ephemeral => &base.name,
             Target::Base(base) => bail!(
-                "{base} is a base, which never changes; run a clone of it, or add --ephemeral to throw all changes away"
+                "{base} is a base, which never changes; run a clone of it, add --ephemeral to throw all changes away, or --edit to \
+                 make the next version"
             ),
         };
         match &self.view {

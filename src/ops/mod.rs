@@ -3,6 +3,7 @@
 pub mod check;
 mod convert;
 pub mod export;
+pub mod gc;
 pub mod import;
 pub mod map;
 pub mod merge;

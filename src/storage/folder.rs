@@ -307,6 +307,23 @@ impl Folder {
         self.change(change, || Ok(renameat(&self.fd, name, &to.fd, new)?))
     }
 
+    /// Exchanges `name` with `to`/`other`, which both exist: afterwards, and after a cut at any moment, both are there,
+    /// each as before or each as after; durable after a [`Folder::sync`] of `to`.
+    ///
+    /// # Errors
+    /// The host's; `Unsupported` where the filesystem cannot do it.
+    pub fn exchange(&self, name: impl AsRef<Path>, to: &Folder, other: impl AsRef<Path>) -> io::Result<()> {
+        let (name, other) = (name.as_ref(), other.as_ref());
+        let change = Change::Exchange(self.entry(name), to.entry(other));
+        let exchange = || Ok(renameat2(&self.fd, name, &to.fd, other, RenameFlags::RENAME_EXCHANGE)?);
+        self.change(change, exchange).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL | libc::ENOSYS) => {
+                io::Error::new(io::ErrorKind::Unsupported, "this filesystem cannot exchange two names")
+            }
+            _ => error,
+        })
+    }
+
     /// Gives the file `name` the second name `new`, which must not exist.
     ///
     /// # Errors

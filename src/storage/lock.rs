@@ -78,6 +78,18 @@ impl ImageLock {
             }
         }
     }
+
+    /// Whether nobody else has an open file locked in any way; takes no lock, so that nobody is kept out.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn is_unused(file: &File) -> io::Result<bool> {
+        match test_all(file, Role::Owner) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 impl Drop for ImageLock {

@@ -29,6 +29,8 @@ pub enum Change<'a> {
     Link(Entry<'a>),
     /// The first name becomes the second one; what had that is gone.
     Rename(Entry<'a>, Entry<'a>),
+    /// Two names that are there change what they name, in one step.
+    Exchange(Entry<'a>, Entry<'a>),
     /// A file loses this name; it may be missing.
     Unlink(Entry<'a>),
     /// An empty folder goes.

@@ -12,6 +12,7 @@ use crate::qcow2::{self, BackingName, CreateOptions, Image, OpenOptions};
 use crate::storage::{FileAccess, Fingerprint, Folder, HostFile, Storage, seal};
 use crate::units::{HostOffset, length};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The number of the first version.
@@ -61,6 +62,53 @@ impl Store {
     }
 }
 
+impl Store {
+    /// The empty `file` at `path` as a delta of `size` bytes over a version (over nothing, when `None`), open for
+    /// writing, in a folder beside that version's.
+    pub(super) fn chain_over(
+        &self,
+        below: Option<&Base>,
+        file: HostFile,
+        path: PathBuf,
+        size: u64,
+    ) -> Result<Chain> {
+        let mut options = CreateOptions::new(size);
+        options.backing = below.map(|below| BackingName {
+            file: backing_of_base(below.version, below.format),
+            format: Some(below.format.as_str().to_owned()),
+        });
+        qcow2::create(&file, &options)?;
+        let mut chain = Chain::default();
+        if let Some(below) = below {
+            self.push_base(&mut chain, &below.name, below.version, Way::of(Access::Read))?;
+        }
+        let options = OpenOptions { writable: true, metadata_cache: self.metadata_cache };
+        chain.layers.insert(0, Layer::qcow2(Image::open(Arc::new(file), options)?));
+        chain.files.insert(0, path);
+        Ok(chain)
+    }
+}
+
+/// Seals the disk of a version in its staged folder and writes the manifest that `manifest` makes of the fingerprint;
+/// all of it is durable then, but for the folder's own name.
+pub(super) fn seal_in(
+    folder: &Folder,
+    format: DiskFormat,
+    list: SumFile,
+    manifest: impl FnOnce(Fingerprint) -> BaseManifest,
+) -> Result<BaseManifest> {
+    let cannot = |error| Error::io(format!("cannot write {}", folder.path().display()), error);
+    list.finish().map_err(cannot)?;
+    let disk = folder.file(base_disk(format), FileAccess::Read).map_err(cannot)?;
+    seal(&disk).map_err(cannot)?;
+    // After the sealing, so that the times which the fingerprint has are durable too.
+    disk.sync_all().map_err(cannot)?;
+    let manifest = manifest(Fingerprint::of(disk.file()).map_err(cannot)?);
+    folder.create_small(BASE_FILE, &manifest::bytes(&manifest)?, true).map_err(cannot)?;
+    folder.sync().map_err(cannot)?;
+    Ok(manifest)
+}
+
 /// A staging folder with an empty folder for the version in it.
 fn stage(lock: &super::staging::StoreLock, name: &Name) -> Result<Staging> {
     let staging = lock.stage()?;
@@ -104,17 +152,7 @@ impl NewBase {
     pub(crate) fn create_delta(&self, size: u64) -> Result<OpenDisk> {
         let Some(before) = &self.before else { return Err(Error::invalid("a first version is no delta")) };
         let file = self.create_disk(DiskFormat::Qcow2)?;
-        let mut options = CreateOptions::new(size);
-        options.backing = Some(BackingName {
-            file: backing_of_base(before.version, before.format),
-            format: Some(before.format.as_str().to_owned()),
-        });
-        qcow2::create(&file, &options)?;
-        let mut chain = Chain::default();
-        self.store.push_base(&mut chain, &self.name, before.version, Way::of(Access::Read))?;
-        let options = OpenOptions { writable: true, metadata_cache: self.store.metadata_cache };
-        chain.layers.insert(0, Layer::qcow2(Image::open(Arc::new(file), options)?));
-        chain.files.insert(0, self.disk_path(DiskFormat::Qcow2));
+        let chain = self.store.chain_over(Some(before), file, self.disk_path(DiskFormat::Qcow2), size)?;
         OpenDisk::new(chain, format!("new version of {}", self.name), true)
     }
 
@@ -132,7 +170,7 @@ impl NewBase {
     pub(crate) fn create_sums(&self) -> Result<SumFile> {
         let folder = self.folder()?;
         folder.unlink_if_there(CRC_FILE).map_err(|error| self.cannot(error))?;
-        Ok(SumFile { folder, file: None, written: 0, rest: Vec::new() })
+        Ok(SumFile::new(folder))
     }
 
     /// Seals the disk and puts the version in its place.
@@ -174,35 +212,23 @@ impl NewBase {
 
     fn seal(&self, finished: Finished<'_>) -> Result<BaseManifest> {
         let Finished { format, is_delta, size, sums, list, source } = finished;
-        let folder = self.folder()?;
-        let write = move || -> Result<BaseManifest> {
-            let cannot = |error| self.cannot(error);
-            list.finish().map_err(cannot)?;
-            let disk = folder.file(base_disk(format), FileAccess::Read).map_err(cannot)?;
-            seal(&disk).map_err(cannot)?;
-            // After the sealing, so that the times which the fingerprint has are durable too.
-            disk.sync_all().map_err(cannot)?;
-            let manifest = BaseManifest {
-                manifest: FORMAT,
-                format,
-                digest: sums.digest,
-                size,
-                parent: self.before.as_ref().filter(|_| is_delta).map(|before| before.version),
-                source: manifest::tame(source),
-                created: time::now(),
-                fingerprint: Fingerprint::of(disk.file()).map_err(cannot)?,
-                crc_digest: sums.crc_digest,
-            };
-            folder.create_small(BASE_FILE, &manifest::bytes(&manifest)?, true).map_err(cannot)?;
-            folder.sync().map_err(cannot)?;
-            self.versions().and_then(|versions| versions.sync()).map_err(cannot)?;
-            Ok(manifest)
-        };
-        write()
+        let manifest = seal_in(&self.folder()?, format, list, |fingerprint| BaseManifest {
+            manifest: FORMAT,
+            format,
+            digest: sums.digest,
+            size,
+            parent: self.before.as_ref().filter(|_| is_delta).map(|before| before.version),
+            source: manifest::tame(source),
+            created: time::now(),
+            fingerprint,
+            crc_digest: sums.crc_digest,
+        })?;
+        self.versions().and_then(|versions| versions.sync()).map_err(|error| self.cannot(error))?;
+        Ok(manifest)
     }
 
     /// Where the base's disk is while it is made, for a child that writes it.
-    pub(crate) fn disk_path(&self, format: DiskFormat) -> std::path::PathBuf {
+    pub(crate) fn disk_path(&self, format: DiskFormat) -> PathBuf {
         let version = self.staging.folder().path().join(self.name.as_str()).join(FIRST.to_string());
         version.join(base_disk(format))
     }
@@ -222,6 +248,10 @@ pub(crate) struct SumFile {
 const SUM_PIECE: usize = 64 << 10;
 
 impl SumFile {
+    pub(super) fn new(folder: Folder) -> Self {
+        Self { folder, file: None, written: 0, rest: Vec::new() }
+    }
+
     /// The next block's.
     pub(crate) fn push(&mut self, sum: &BlockSum) -> Result<()> {
         self.rest.extend(sum.crc());

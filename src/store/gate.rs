@@ -220,7 +220,43 @@ impl Store {
     }
 
     /// Opens a base version and the versions below it.
+    ///
+    /// A version may be rewritten to stand on another one meanwhile, and what it stood on may go: then what was read
+    /// before and what was read after do not fit each other, and it is done again.
     pub(super) fn push_base(&self, chain: &mut Chain, name: &Name, version: u32, way: Way) -> Result<()> {
+        let (layers, locks) = (chain.layers.len(), chain.locks.len());
+        let mut tries = 8;
+        loop {
+            let mut read = Vec::new();
+            let Err(error) = self.push_versions(chain, (name, version), way, &mut read) else { return Ok(()) };
+            tries -= 1;
+            if tries == 0 || !self.were_rewritten(name, &read)? {
+                return Err(error);
+            }
+            chain.layers.truncate(layers);
+            chain.files.truncate(layers);
+            chain.locks.truncate(locks);
+        }
+    }
+
+    /// Whether a version is another file by now than its manifest said.
+    fn were_rewritten(&self, name: &Name, read: &[(u32, BaseManifest)]) -> Result<bool> {
+        for (version, manifest) in read {
+            let now = self.base_manifest(name, *version)?;
+            if now.is_some_and(|now| now.fingerprint != manifest.fingerprint) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn push_versions(
+        &self,
+        chain: &mut Chain,
+        (name, version): (&Name, u32),
+        way: Way,
+        read: &mut Vec<(u32, BaseManifest)>,
+    ) -> Result<()> {
         let mut next = Some(version);
         while let Some(version) = next {
             let place = format!("base {name}@{version}");
@@ -229,6 +265,7 @@ impl Store {
             }
             let missing = || missing_base(&place, &format!("{name}@{version}"));
             let manifest = self.base_manifest(name, version)?.ok_or_else(missing)?;
+            read.push((version, manifest.clone()));
             let folder = self.part(format!("{BASES}/{name}/{version}"))?;
             let disk = base_disk(manifest.format);
             let file = match open_locked(&folder, disk, way, &place, &mut chain.locks) {

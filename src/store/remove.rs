@@ -34,17 +34,34 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Busy` with the names of what stands on it or while it is open, the host's.
     pub fn remove_base(&self, base: &BaseRef) -> Result<Freed> {
+        self.remove_version(base, false)
+    }
+
+    /// Removes a base version that is not the newest one.
+    pub(crate) fn remove_old_base(&self, base: &BaseRef) -> Result<Freed> {
+        self.remove_version(base, true)
+    }
+
+    fn remove_version(&self, base: &BaseRef, old: bool) -> Result<Freed> {
         let lock = self.lock_for_removal()?;
         let version = self.resolve(base)?;
         let name = &base.name;
         let exact = BaseRef::exact(name.clone(), version);
         let place = format!("base {exact}");
-        if !self.versions(name)?.contains(&version) {
+        let versions = self.versions(name)?;
+        if !versions.contains(&version) {
             return Err(self.no_base(base));
         }
-        let above = self.dependents(&exact)?;
+        if old && versions.last() == Some(&version) {
+            return Err(Error::new(Kind::Busy, format!("{place} is the newest version by now")));
+        }
+        let above = self.standing_on(&exact)?;
         if !above.is_empty() {
-            return Err(stood_on(&place, "removed", &above));
+            let error = stood_on(&place, "removed", &named(&above));
+            return Err(match above.iter().all(|above| matches!(above, Target::Base(_))) {
+                true => Error::new(error.kind(), format!("{error}; `cowshed gc {name}` {REWRITES}")),
+                false => error,
+            });
         }
         let folder = self.part(format!("{BASES}/{name}/{version}"))?;
         let held = hold_disks(&folder, &place)?;
@@ -125,12 +142,19 @@ impl Store {
 
     /// The same as a user calls it.
     pub(super) fn dependents(&self, base: &BaseRef) -> Result<Vec<String>> {
-        let named = |target: &Target| match target {
-            Target::Clone(name) => format!("clone {name}"),
-            Target::Base(base) => format!("base {base}"),
-        };
-        Ok(self.standing_on(base)?.iter().map(named).collect())
+        Ok(named(&self.standing_on(base)?))
     }
+}
+
+/// What `gc` does with a version that only later versions stand on.
+const REWRITES: &str = "rewrites what stands on it, and removes it";
+
+fn named(targets: &[Target]) -> Vec<String> {
+    let named = |target: &Target| match target {
+        Target::Clone(name) => format!("clone {name}"),
+        Target::Base(base) => format!("base {base}"),
+    };
+    targets.iter().map(named).collect()
 }
 
 /// The end of a removal, without the store's lock: the rename was what counts.

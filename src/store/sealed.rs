@@ -41,11 +41,29 @@ impl Store {
     /// What is known of a base version without reading its disk.
     pub(crate) fn seal_of(&self, base: &BaseRef) -> Result<Seal> {
         let version = self.resolve(base)?;
-        let manifest = self.base_manifest(&base.name, version)?.ok_or_else(|| self.no_base(base))?;
+        let exact = BaseRef::exact(base.name.clone(), version);
+        let mut tries = 8;
+        loop {
+            let manifest = self.base_manifest(&base.name, version)?.ok_or_else(|| self.no_base(base))?;
+            let fingerprint = manifest.fingerprint;
+            let seal = self.seal_by(&exact, version, manifest);
+            tries -= 1;
+            // It may have been rewritten between the readings, to stand on another version.
+            let rewritten = || -> Result<bool> {
+                let now = self.base_manifest(&base.name, version)?;
+                Ok(now.is_some_and(|now| now.fingerprint != fingerprint))
+            };
+            if tries == 0 || !rewritten()? {
+                return seal;
+            }
+        }
+    }
+
+    fn seal_by(&self, base: &BaseRef, version: u32, manifest: manifest::BaseManifest) -> Result<Seal> {
         let folder = self.part(format!("{BASES}/{}/{version}", base.name))?;
         let blocks = manifest.size.div_ceil(super::BLOCK);
         let crcs = sealed_sums(&folder, blocks * 4, manifest.crc_digest).unwrap_or(None);
-        let now = self.fingerprint_of(&BaseRef::exact(base.name.clone(), version))?;
+        let now = self.fingerprint_of(base)?;
         let untouched = manifest.fingerprint.difference(&now).is_none();
         Ok(Seal { base: base_of(&base.name, version, manifest), crcs, untouched })
     }

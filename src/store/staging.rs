@@ -223,6 +223,17 @@ impl Staging {
         })
     }
 
+    /// Exchanges the folder `name`, which is durable, with the one of that name in `to`; when this fails both are where
+    /// they were. Afterwards the former one is here, and goes with the rest.
+    pub(super) fn exchange(&mut self, name: &str, to: &Folder) -> io::Result<()> {
+        self.folder.exchange(name, to, name)?;
+        to.sync().inspect_err(|_| {
+            // A cut may find either of them there: nothing of both is destroyed now.
+            self.keep = true;
+            let _ = self.folder.exchange(name, to, name);
+        })
+    }
+
     /// Puts all folders staged here into `clones`, all or none even if the process dies: with several, the file
     /// `.commit` is the decision. Everything staged must be durable already.
     pub(super) fn commit_clones(mut self, clones: &Folder) -> io::Result<()> {

@@ -7,6 +7,7 @@ use super::world::World;
 use cowshed::ops::Silent;
 use cowshed::ops::check::check_clone;
 use cowshed::ops::export::{ExportRequest, export};
+use cowshed::ops::gc::gc;
 use cowshed::ops::import::{ImportRequest, import, promote};
 use cowshed::ops::merge::rules::Rules;
 use cowshed::ops::rebase::{MergeSettings, RebaseRequest, Strategy, rebase};
@@ -89,6 +90,10 @@ impl Place {
         export(&self.store()?, &request, &Silent)
     }
 
+    fn gc(&self, base: &str) -> Result<()> {
+        gc(&self.store()?, Some(&name(base)), true, &Silent, &mut |_| ())
+    }
+
     /// A command that changes nothing: it finds what was left behind.
     pub fn tidy(&self) {
         let refused = self.store().and_then(|store| store.rename(&name("nobody"), &name("somebody")));
@@ -113,6 +118,17 @@ pub struct Command {
     pub again: Option<Kind>,
     /// Whether it finds no store yet.
     pub first: bool,
+}
+
+impl Command {
+    /// The folder that it finds.
+    pub fn start(&self) -> Built {
+        match self.name {
+            _ if self.first => nothing(),
+            "gc" | "gc of a version between others" => versions(),
+            _ => everything(),
+        }
+    }
 }
 
 fn numbered(count: u32) -> Vec<String> {
@@ -140,7 +156,7 @@ fn repair(place: &Place) -> Result<()> {
 /// All commands.
 pub fn all() -> Vec<Command> {
     type Run = fn(&Place) -> Result<()>;
-    let table: [(&'static str, Option<Kind>, Run); 31] = [
+    let table: [(&'static str, Option<Kind>, Run); 33] = [
         ("first import", Some(Kind::Exists), |p| p.import("one.raw", "base")),
         ("import", Some(Kind::Exists), |p| p.import("two.raw", "second")),
         ("import qcow2", Some(Kind::Exists), |p| p.import("three.qcow2", "third")),
@@ -180,6 +196,8 @@ pub fn all() -> Vec<Command> {
         ("rebase --strategy replace", None, |p| p.rebase("c", "lines", Strategy::Replace)),
         ("rebase --strategy merge", None, |p| p.rebase("e", "os", Strategy::Merge)),
         ("undo", Some(Kind::NotFound), |p| p.store()?.undo(&name("d")).map(drop)),
+        ("gc", None, |p| p.gc("first")),
+        ("gc of a version between others", None, |p| p.gc("middle")),
     ];
     table.map(|(name, again, run)| Command { name, run, again, first: name == "first import" }).into()
 }
@@ -306,6 +324,23 @@ pub fn everything() -> Built {
     touch(&root(built.path()).join("clones/touched/checkpoint-1.qcow2"));
     touch(&root(built.path()).join("bases/moved/1/disk.raw"));
     leak(&store);
+    built
+}
+
+/// The same with two bases that have a version which nothing needs: their first one, and one between two others.
+pub fn versions() -> Built {
+    let built = everything();
+    let place = Place::new(built.path());
+    place.import("two.raw", "first").unwrap();
+    place.import_as("edited.raw", "first", true).unwrap();
+    place.import("two.raw", "middle").unwrap();
+    let store = place.store().unwrap();
+    store.create_clones(&base_ref("middle"), &[name("pinned")], &CloneOptions::default()).unwrap();
+    place.import_as("edited.raw", "middle", true).unwrap();
+    let mut last = fs::read(built.path().join("edited.raw")).unwrap();
+    last[60_000..70_000].fill(0x1a);
+    fs::write(built.path().join("last.raw"), last).unwrap();
+    place.import_as("last.raw", "middle", true).unwrap();
     built
 }
 

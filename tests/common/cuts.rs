@@ -4,7 +4,7 @@
 //! may be there, lengths and punched holes as a prefix. Times and mode are durable by `fsync` (not `fdatasync`) only.
 //! Names come in two models: [`Names::Journal`] (a prefix of all changes of names; an `fsync` of anything makes all
 //! earlier ones durable) and [`Names::Folders`] (only the `fsync` of a folder makes its names durable, of the others
-//! any subset may be there; a rename is one change that is there in both folders or in neither, and durable by the
+//! any subset may be there; a rename, or an exchange, is one change that is there in both folders or in neither, and durable by the
 //! `fsync` of either).
 #![allow(dead_code, clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, missing_docs)]
 
@@ -65,7 +65,7 @@ impl<'a> Cut<'a> {
                 Op::MakeFolder(place, _) | Op::Link(place, _) | Op::Remove(place, _) => {
                     (named(&[place]), true)
                 }
-                Op::Rename(from, to, _) => (named(&[from, to]), true),
+                Op::Rename(from, to, _) | Op::Exchange(from, to, _) => (named(&[from, to]), true),
                 Op::Write(file, ..) | Op::Punch(file, ..) | Op::SetLen(file, _) => written(file),
                 Op::Protect(file) => (true, written(file).1),
                 sync => {
@@ -216,6 +216,10 @@ fn name(world: &mut World, op: &Op) {
         Op::Rename((from, old), (to, new), id) => {
             world.entries(*from).remove(old);
             world.entries(*to).insert(new.clone(), *id);
+        }
+        Op::Exchange((from, name), (to, other), [first, second]) => {
+            world.entries(*from).insert(name.clone(), *second);
+            world.entries(*to).insert(other.clone(), *first);
         }
         Op::Remove((folder, name), _) => drop(world.entries(*folder).remove(name)),
         _ => {}

@@ -22,6 +22,8 @@ pub enum Op {
     MakeFolder(Place, Id),
     Link(Place, Id),
     Rename(Place, Place, Id),
+    /// With what had the first name, and what had the second.
+    Exchange(Place, Place, [Id; 2]),
     Remove(Place, Id),
     Write(Id, u64, Vec<u8>),
     Punch(Id, u64, u64),
@@ -131,7 +133,9 @@ impl State {
     /// What has the name that is about to go.
     fn named(&mut self, change: &Change<'_>) -> Option<Id> {
         match change {
-            Change::Rename(entry, _) | Change::Unlink(entry) | Change::RemoveFolder(entry) => {
+            Change::Rename(entry, _)
+            | Change::Exchange(entry, _)
+            | Change::Unlink(entry) | Change::RemoveFolder(entry) => {
                 entry.folder.stat(entry.name).ok().map(|stat| self.id(stat.st_ino))
             }
             _ => None,
@@ -150,6 +154,10 @@ impl State {
             Change::MakeFolder(entry) => Op::MakeFolder(self.place(&entry), self.fresh(inode(&entry))),
             Change::Link(entry) => Op::Link(self.place(&entry), self.id(inode(&entry))),
             Change::Rename(from, to) => Op::Rename(self.place(&from), self.place(&to), before.unwrap()),
+            Change::Exchange(from, to) => {
+                let ids = [before.unwrap(), self.id(inode(&from))];
+                Op::Exchange(self.place(&from), self.place(&to), ids)
+            }
             Change::Unlink(entry) | Change::RemoveFolder(entry) => {
                 Op::Remove(self.place(&entry), before.unwrap())
             }
@@ -240,6 +248,7 @@ pub fn words(change: &Change<'_>) -> String {
         Change::MakeFolder(entry) => format!("mkdir {}", place(entry)),
         Change::Link(entry) => format!("link {}", place(entry)),
         Change::Rename(from, to) => format!("rename {} to {}", place(from), place(to)),
+        Change::Exchange(from, to) => format!("exchange {} with {}", place(from), place(to)),
         Change::Unlink(entry) => format!("unlink {}", place(entry)),
         Change::RemoveFolder(entry) => format!("rmdir {}", place(entry)),
         Change::Write(_, at, data) => format!("write {} at {}", data.len(), at.0),
