@@ -143,8 +143,12 @@ impl Fake {
     }
 
     fn command(&self, arguments: &[&str]) -> std::process::Command {
+        self.command_of("web", arguments)
+    }
+
+    fn command_of(&self, disk: &str, arguments: &[&str]) -> std::process::Command {
         let program = self.program.to_str().unwrap();
-        let all = [&["run", "web", "--accel", "tcg", "--qemu", program], arguments].concat();
+        let all = [&["run", disk, "--accel", "tcg", "--qemu", program], arguments].concat();
         let mut command = self.shed.command(&all);
         command.env("XDG_RUNTIME_DIR", &self.runtime).env("OUT", self.shed.path("out")).stdin(Stdio::null());
         command
@@ -152,6 +156,10 @@ impl Fake {
 
     fn run(&self) -> Output {
         self.command(&["--serial", "none"]).output().unwrap()
+    }
+
+    fn run_as(&self, disk: &str, arguments: &[&str]) -> Output {
+        self.command_of(disk, arguments).output().unwrap()
     }
 
     /// What the script left in `$OUT`.
@@ -167,6 +175,83 @@ impl Fake {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(self.runtime.to_str().unwrap()), "{mounts}");
     }
+}
+
+/// What the first bytes of sector 8 of a base's versions are.
+fn sectors_8(shed: &Shed) -> Vec<String> {
+    let tree = shed.json(&["list"]);
+    let versions = tree["bases"].as_array().unwrap().iter().map(|base| base["version"].as_u64().unwrap());
+    let read = |version| {
+        let out = shed.path("version.raw");
+        shed.ok(&["export", &format!("deb@{version}"), out.to_str().unwrap(), "--format", "raw", "--force"]);
+        let mut bytes = [0; 4];
+        File::open(&out).unwrap().read_exact_at(&mut bytes, 8 * 512).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    versions.map(read).collect()
+}
+
+const NONE: &str = "\0\0\0\0";
+const WRITE: &str = "printf 'kept' | dd of=\"$disk\" bs=512 seek=8 conv=notrunc 2>/dev/null";
+
+#[test]
+fn an_edit_that_ends_well_is_the_next_version_and_the_base_stays_what_it_was() {
+    let fake = Fake::new(&format!("greet\n{WRITE}\nexit 0"));
+    let base = file_digest(&fake.shed.base_disk());
+    let output = fake.run_as("deb", &["--edit", "--serial", "none"]);
+    fake.ended(0, &output);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("deb@2"), "{output:?}");
+    assert_eq!(sectors_8(&fake.shed), [NONE, "kept"]);
+    assert_eq!(file_digest(&fake.shed.base_disk()), base);
+    assert!(fake.shed.ok(&["verify", "deb"]).contains("deb@2: intact"));
+    assert_eq!(fs::read_dir(fake.shed.root().join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_edit_that_fails_or_is_asked_to_end_leaves_nothing() {
+    let ends = [
+        ("exit 3", 3, "code 3"),
+        ("kill -INT $PPID\nread -r press <&$fd\nexit 0", 130, "asked to end"),
+        ("kill -TERM $PPID\nread -r press <&$fd\nexit 4", 4, "asked to end"),
+    ];
+    for (end, code, why) in ends {
+        let fake = Fake::new(&format!("greet\n{WRITE}\n{end}"));
+        let output = fake.run_as("deb", &["--edit", "--serial", "none"]);
+        fake.ended(code, &output);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("the edit of deb@1 is not kept") && said.contains(why), "{end}: {said}");
+        assert_eq!(sectors_8(&fake.shed), [NONE]);
+        assert_eq!(fs::read_dir(fake.shed.root().join("tmp")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn only_the_newest_version_of_a_base_is_edited_and_beside_nothing_else() {
+    let shed = shed();
+    let said = shed.fails(1, &["run", "web", "--edit"]);
+    assert!(said.contains("web is a clone"), "{said}");
+    shed.ok(&["promote", "web", "--update", "deb"]);
+    let said = shed.fails(1, &["run", "deb@1", "--edit"]);
+    assert!(said.contains("deb@2"), "{said}");
+    for other in ["--ephemeral", "--snapshot"] {
+        shed.fails(2, &["run", "deb", "--edit", other]);
+    }
+    let said = shed.fails(1, &["run", "deb", "--edit", "--qemu", "/nonexistent/qemu", "--accel", "tcg"]);
+    assert!(said.contains("/nonexistent/qemu") && said.contains("not kept"), "{said}");
+}
+
+#[test]
+fn a_version_that_comes_during_an_edit_is_told_of_and_stays() {
+    let fake = Fake::new(&format!(
+        "greet\n{WRITE}\n\"$COWSHED\" --store \"$STORE\" promote web --update deb >$OUT\nexit 0"
+    ));
+    let mut command = fake.command_of("deb", &["--edit", "--serial", "none"]);
+    command.env("COWSHED", env!("CARGO_BIN_EXE_cowshed")).env("STORE", fake.shed.root());
+    let output = command.output().unwrap();
+    fake.ended(0, &output);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("deb@2 came while this ran"), "{said}");
+    assert_eq!(sectors_8(&fake.shed), [NONE, NONE, "kept"]);
 }
 
 #[test]

@@ -154,12 +154,16 @@ fn check(store: &Store, targets: &[Target]) -> Result<()> {
             above.iter().filter(|other| !targets.contains(other)).map(ToString::to_string).collect();
         if !stay.is_empty() {
             // Later versions need not be removed: they can do without it.
-            let only_versions = above.iter().all(|other| targets.contains(other) || matches!(other, Target::Base(_)));
+            let only_versions =
+                above.iter().all(|other| targets.contains(other) || matches!(other, Target::Base(_)));
             let hint = match only_versions {
                 true => format!("`cowshed gc {}` rewrites what stands on it, and removes it", base.name),
                 false => "remove them first".to_owned(),
             };
-            return Err(Error::new(Kind::Busy, format!("base {base} is needed by {}; {hint}", stay.join(", "))));
+            return Err(Error::new(
+                Kind::Busy,
+                format!("base {base} is needed by {}; {hint}", stay.join(", ")),
+            ));
         }
     }
     Ok(())

@@ -113,12 +113,7 @@ impl Plan {
         choice.plan()
     }
 
-    fn execute(
-        &self,
-        store: &Store,
-        progress: &dyn Progress,
-        told: &mut dyn FnMut(Event<'_>),
-    ) -> Result<()> {
+    fn execute(&self, store: &Store, progress: &dyn Progress, told: &mut dyn FnMut(Event<'_>)) -> Result<()> {
         let of = |fate: Fate| self.steps.iter().filter(move |step| step.fate == fate);
         of(Fate::Keep).for_each(|step| told(Event::Done(step)));
         // What only has to go makes room for the rest.
@@ -257,8 +252,9 @@ impl Choice<'_> {
         let base = Target::Base(BaseRef::exact(self.name.clone(), version));
         let open = self.store.open_target(&base, Access::Inspect)?;
         let disk = &open.disk;
-        let line: Vec<u32> =
-            std::iter::successors(Some(version), |version| self.parent(*version)).take(disk.layers().len()).collect();
+        let line: Vec<u32> = std::iter::successors(Some(version), |version| self.parent(*version))
+            .take(disk.layers().len())
+            .collect();
         let mut shares = BTreeMap::new();
         let mut at = 0;
         while at < disk.size() {

@@ -66,7 +66,18 @@ impl Store {
         let path = staged.path().join(base_disk(DiskFormat::Qcow2));
         let chain = self.chain_over(onto.as_ref(), file, path, manifest.size)?;
         let new = OpenDisk::new(chain, format!("new file of base {name}"), true)?;
-        Ok(Flatten { store: self.clone(), base: name, version, manifest, onto, old, below, new, staged, staging })
+        Ok(Flatten {
+            store: self.clone(),
+            base: name,
+            version,
+            manifest,
+            onto,
+            old,
+            below,
+            new,
+            staged,
+            staging,
+        })
     }
 }
 
@@ -106,7 +117,10 @@ impl Flatten {
         let Self { store, base, version, manifest, onto, old, below, new, staged, mut staging } = self;
         if (sums.digest, sums.crc_digest) != (manifest.digest, manifest.crc_digest) {
             let hint = format!("`cowshed verify {base}` tells more; it is left as it is");
-            return Err(Error::new(Kind::Changed, format!("base {base} does not hold what was sealed; {hint}")));
+            return Err(Error::new(
+                Kind::Changed,
+                format!("base {base} does not hold what was sealed; {hint}"),
+            ));
         }
         new.close()?;
         // Their files go, or stay, with others.

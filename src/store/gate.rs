@@ -228,7 +228,9 @@ impl Store {
         let mut tries = 8;
         loop {
             let mut read = Vec::new();
-            let Err(error) = self.push_versions(chain, (name, version), way, &mut read) else { return Ok(()) };
+            let Err(error) = self.push_versions(chain, (name, version), way, &mut read) else {
+                return Ok(());
+            };
             tries -= 1;
             if tries == 0 || !self.were_rewritten(name, &read)? {
                 return Err(error);

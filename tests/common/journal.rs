@@ -135,7 +135,8 @@ impl State {
         match change {
             Change::Rename(entry, _)
             | Change::Exchange(entry, _)
-            | Change::Unlink(entry) | Change::RemoveFolder(entry) => {
+            | Change::Unlink(entry)
+            | Change::RemoveFolder(entry) => {
                 entry.folder.stat(entry.name).ok().map(|stat| self.id(stat.st_ino))
             }
             _ => None,

@@ -88,7 +88,8 @@ fn newest(store: &Store, target: &Target) -> Result<Base> {
     };
     let newest = store.base(&BaseRef { name: base.name.clone(), version: None })?;
     if base.version.is_some_and(|version| version != newest.version) {
-        let message = format!("only the newest version of a base is edited: {}@{}", base.name, newest.version);
+        let message =
+            format!("only the newest version of a base is edited: {}@{}", base.name, newest.version);
         return Err(Error::new(Kind::Invalid, message));
     }
     Ok(newest)
