@@ -252,6 +252,15 @@ fn who_has_a_version_open_keeps_it_and_all_below() {
     world.is_whole();
 }
 
+/// Ends the readers, also when a test fails.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn readers_that_open_and_read_at_any_moment_of_it_notice_nothing() {
     for seed in 20..26 {
@@ -282,6 +291,7 @@ fn readers_that_open_and_read_at_any_moment_of_it_notice_nothing() {
                     thread::sleep(Duration::from_millis(15));
                 }
             });
+            let ended = Ended(&stop);
             // While a reader holds its locks something stays; in the end all of it is done.
             for _ in 0..200 {
                 world.gc(true);
@@ -289,7 +299,7 @@ fn readers_that_open_and_read_at_any_moment_of_it_notice_nothing() {
                     break;
                 }
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(ended);
             checker.join().unwrap();
             let counts: Vec<u64> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
             assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
