@@ -192,12 +192,12 @@ pub fn all() -> Vec<Command> {
         }),
         ("import --update", None, |p| p.import_as("one.raw", "lines", true)),
         ("promote", None, |p| promote(&p.store()?, &name("c"), &name("lines"), &Silent).map(drop)),
+        ("gc", None, |p| p.gc("first")),
+        ("gc of a version between others", None, |p| p.gc("middle")),
         ("rebase --strategy keep", None, |p| p.rebase("c", "lines", Strategy::Keep)),
         ("rebase --strategy replace", None, |p| p.rebase("c", "lines", Strategy::Replace)),
         ("rebase --strategy merge", None, |p| p.rebase("e", "os", Strategy::Merge)),
         ("undo", Some(Kind::NotFound), |p| p.store()?.undo(&name("d")).map(drop)),
-        ("gc", None, |p| p.gc("first")),
-        ("gc of a version between others", None, |p| p.gc("middle")),
     ];
     table.map(|(name, again, run)| Command { name, run, again, first: name == "first import" }).into()
 }
