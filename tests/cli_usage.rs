@@ -18,6 +18,7 @@ const COMMANDS: [&str; 21] = [
     "tree",
     "info",
     "map",
+    "diff",
     "path",
     "checkpoint",
     "checkpoints",

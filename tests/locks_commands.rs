@@ -56,6 +56,7 @@ const CASES: &[Case] = &[
     case(&["tree"], Safe, Safe),
     case(&["info", "web"], Safe, Safe),
     case(&["map", "web"], Safe, Safe),
+    case(&["diff", "web"], Refused, Safe),
     case(&["path", "web"], Safe, Safe),
     case(&["checkpoint", "web"], Refused, Refused),
     case(&["checkpoints", "web"], Safe, Safe),

@@ -7,7 +7,7 @@ use std::fmt::Write;
 const GROUPS: [(&str, &[&str]); 7] = [
     ("Images", &["import", "export"]),
     ("Clones", &["clone", "rename", "rm"]),
-    ("Look", &["list", "tree", "info", "map", "path"]),
+    ("Look", &["list", "tree", "info", "map", "diff", "path"]),
     ("Update", &["promote", "rebase", "undo", "gc"]),
     ("Go back", &["checkpoint", "checkpoints", "restore"]),
     ("Trust", &["check", "verify"]),

@@ -6,6 +6,7 @@ mod checkpoints;
 mod clone;
 mod completions;
 mod context;
+mod diff;
 mod export;
 mod failure;
 mod gc;
@@ -63,6 +64,7 @@ enum Command {
     Tree(tree::Tree),
     Info(info::Info),
     Map(map::Map),
+    Diff(diff::Diff),
     Path(path::Path),
     Checkpoint(checkpoint::Checkpoint),
     Checkpoints(checkpoints::Checkpoints),
@@ -95,6 +97,7 @@ impl Command {
             Self::Tree(command) => command.run(context),
             Self::Info(command) => command.run(context),
             Self::Map(command) => command.run(context),
+            Self::Diff(command) => command.run(context),
             Self::Path(command) => command.run(context),
             Self::Checkpoint(command) => command.run(context),
             Self::Checkpoints(command) => command.run(context),

@@ -2,6 +2,7 @@
 
 pub mod check;
 mod convert;
+pub mod diff;
 pub mod export;
 pub mod gc;
 pub mod import;

@@ -20,6 +20,7 @@ mod pair;
 mod plan;
 pub mod read;
 pub mod rules;
+pub mod same;
 mod steps;
 pub mod text;
 pub mod tree;

@@ -1,20 +1,19 @@
 //! One ext filesystem in its three versions, for reading.
 
+use super::same::is_same;
 use super::tree::{Contents, Tree};
 use super::{Three, Version, read};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::guestfs::Window;
-use crate::guestfs::ext4::{Ext4, Extent, Ino, Replayed};
+use crate::guestfs::ext4::{Ext4, Ino, Replayed};
 use crate::guestfs::partitions::Partition;
-use crate::ops::scan::Against;
-use crate::units::{GuestOffset, MIB, index, length};
-use std::collections::HashSet;
+use crate::ops::Silent;
+use crate::units::{MIB, index};
+use std::collections::BTreeSet;
 
 /// Longest file that a merge looks into, in bytes.
 const LONGEST: u64 = 64 * MIB;
-/// Two files are compared in pieces of this many bytes.
-const PIECE: usize = 256 << 10;
 
 /// Where a filesystem lies: a partition, or the whole disk as partition 0.
 pub type Place = Partition;
@@ -23,10 +22,11 @@ pub type Place = Partition;
 pub struct Volume<'a> {
     /// The filesystem, its journal replayed in memory.
     pub filesystem: Ext4<Replayed<Window<&'a Disk>>>,
-    disk: &'a Disk,
-    start: u64,
+    pub(super) disk: &'a Disk,
+    /// Its first byte on the disk.
+    pub(super) start: u64,
     /// Blocks that the journal brings.
-    replayed: HashSet<u64>,
+    pub(super) replayed: BTreeSet<u64>,
 }
 
 impl<'a> Volume<'a> {
@@ -53,12 +53,6 @@ impl<'a> Volume<'a> {
     pub fn tree(&self) -> Result<Tree> {
         read::tree(&self.filesystem)
     }
-
-    fn extents(&self, ino: u32) -> Result<Vec<Extent>> {
-        let mut extents = self.filesystem.extents(&self.filesystem.inode(Ino(ino))?)?;
-        extents.retain(|extent| !extent.unwritten);
-        Ok(extents)
-    }
 }
 
 /// The three versions of one filesystem.
@@ -70,79 +64,21 @@ pub struct Volumes<'a> {
 }
 
 impl Volumes<'_> {
-    /// Whether the blocks of two files are the same ones of the same layers.
-    fn is_same_place(&self, one: (Version, u32), other: (Version, u32)) -> Result<bool> {
+    /// Layers at the bottom of the disks of two versions that are the same files.
+    fn shared(&self, one: Version, other: Version) -> usize {
         let [base, clone] = self.shared;
-        let shared = match (one.0, other.0) {
+        match (one, other) {
             (Version::Old, Version::Base) | (Version::Base, Version::Old) => base,
             (Version::Old, Version::Clone) | (Version::Clone, Version::Old) => clone,
             _ => base.min(clone),
-        };
-        let (first, second) = (self.three.of_version(one.0), self.three.of_version(other.0));
-        let extents = first.extents(one.1)?;
-        if shared == 0 || extents.is_empty() || extents != second.extents(other.1)? {
-            return Ok(false);
         }
-        let block = first.filesystem.superblock().block_size;
-        for extent in extents {
-            let blocks = extent.physical.0..extent.physical.0 + extent.blocks;
-            let moved = |volume: &Volume<'_>| {
-                !volume.replayed.is_empty() && blocks.clone().any(|block| volume.replayed.contains(&block))
-            };
-            if moved(first) || moved(second) {
-                return Ok(false);
-            }
-            let (at, len) = (first.start + blocks.start * block, extent.blocks * block);
-            if !is_shared(first.disk, Against { disk: second.disk, shared }, at, len)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
-}
-
-/// Whether a range of two disks comes from the same layers.
-fn is_shared(disk: &Disk, against: Against<'_>, at: u64, len: u64) -> Result<bool> {
-    let (mut here, end) = (at, at + len);
-    while here < end {
-        let (one, other) = (disk.extent(GuestOffset(here))?, against.disk.extent(GuestOffset(here))?);
-        let both_zero = !one.data && !other.data;
-        if !both_zero && !against.is_shared(disk, one.depth, other.depth) {
-            return Ok(false);
-        }
-        here += one.len.min(other.len).max(1);
-    }
-    Ok(true)
 }
 
 impl Contents for Volumes<'_> {
     fn same(&self, one: (Version, u32), other: (Version, u32)) -> Result<bool> {
-        let inode = |of: (Version, u32)| self.three.of_version(of.0).filesystem.inode(Ino(of.1));
-        let (first, second) = (inode(one)?, inode(other)?);
-        if first.size != second.size {
-            return Ok(false);
-        }
-        if first.size == 0 || self.is_same_place(one, other)? {
-            return Ok(true);
-        }
-        let content = |of: Version, inode| self.three.of_version(of).filesystem.content(inode);
-        let (first, second) = (content(one.0, &first)?, content(other.0, &second)?);
-        let (mut a, mut b) = (vec![0; PIECE], vec![0; PIECE]);
-        let mut at = 0;
-        // What is a hole in both is skipped.
-        for range in union(first.data(), second.data()) {
-            at = range.start.max(at);
-            while at < range.end {
-                let len = index((range.end - at).min(length(PIECE)));
-                first.read(at, &mut a[..len])?;
-                second.read(at, &mut b[..len])?;
-                if a[..len] != b[..len] {
-                    return Ok(false);
-                }
-                at += length(len);
-            }
-        }
-        Ok(true)
+        let volume = |of: (Version, u32)| (self.three.of_version(of.0), of.1);
+        is_same(volume(one), volume(other), self.shared(one.0, other.0), &Silent)
     }
 
     fn read(&self, of: (Version, u32)) -> Result<Vec<u8>> {
@@ -155,11 +91,4 @@ impl Contents for Volumes<'_> {
         filesystem.content(&inode)?.read(0, &mut bytes)?;
         Ok(bytes)
     }
-}
-
-/// Ranges of either list, by their starts.
-fn union(mut one: Vec<std::ops::Range<u64>>, other: Vec<std::ops::Range<u64>>) -> Vec<std::ops::Range<u64>> {
-    one.extend(other);
-    one.sort_unstable_by_key(|range| range.start);
-    one
 }

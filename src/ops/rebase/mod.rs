@@ -255,7 +255,7 @@ fn own_bytes(disk: &Disk) -> Result<u64> {
 }
 
 /// Layers at the bottom of both that are the same files.
-fn shared(one: &OpenDisk, other: &OpenDisk) -> usize {
+pub(super) fn shared(one: &OpenDisk, other: &OpenDisk) -> usize {
     let pairs = one.files().iter().rev().zip(other.files().iter().rev());
     pairs.take_while(|(one, other)| one == other).count()
 }

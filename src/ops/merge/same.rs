@@ -1,0 +1,177 @@
+//! Whether two files of two versions hold the same bytes.
+//!
+//! What lies at the same place of both disks, in layers that are the same files, need not be read: so a comparison costs
+//! what was changed, however long the files are.
+
+use super::volumes::Volume;
+use crate::error::{Error, Kind, Result};
+use crate::guestfs::ext4::{Extent, Ino, Inode};
+use crate::ops::Progress;
+use crate::ops::scan::Against;
+use crate::units::{GuestOffset, index, length};
+use std::ops::Range;
+
+/// Two files are compared in pieces of this many bytes.
+const PIECE: usize = 256 << 10;
+
+/// Whether two regular files hold the same bytes. `shared` layers at the bottom of both disks are the same files.
+///
+/// # Errors
+/// `Corrupt` when a file breaks the format, `Interrupted`, whatever reading gives.
+pub fn is_same(
+    one: (&Volume<'_>, u32),
+    other: (&Volume<'_>, u32),
+    shared: usize,
+    progress: &dyn Progress,
+) -> Result<bool> {
+    let volumes = [one.0, other.0];
+    let inodes = [one.0.filesystem.inode(Ino(one.1))?, other.0.filesystem.inode(Ino(other.1))?];
+    if inodes[0].size != inodes[1].size {
+        return Ok(false);
+    }
+    if inodes[0].size == 0 {
+        return Ok(true);
+    }
+    let contents = [volumes[0].filesystem.content(&inodes[0])?, volumes[1].filesystem.content(&inodes[1])?];
+    let known = known(volumes, &inodes, shared)?;
+    let (mut a, mut b) = (vec![0; PIECE], vec![0; PIECE]);
+    // What is a hole in both is skipped.
+    for range in without(union(contents[0].data(), contents[1].data()), &known) {
+        let mut at = range.start;
+        while at < range.end {
+            if progress.cancelled() {
+                return Err(Error::new(Kind::Interrupted, "stopped; nothing was changed"));
+            }
+            let len = index((range.end - at).min(length(PIECE)));
+            contents[0].read(at, &mut a[..len])?;
+            contents[1].read(at, &mut b[..len])?;
+            if a[..len] != b[..len] {
+                return Ok(false);
+            }
+            at += length(len);
+        }
+    }
+    Ok(true)
+}
+
+/// Ranges of both files that are the same blocks of the same layers, in order.
+fn known(volumes: [&Volume<'_>; 2], inodes: &[Inode; 2], shared: usize) -> Result<Vec<Range<u64>>> {
+    let [first, second] = volumes;
+    let block = |volume: &Volume<'_>| volume.filesystem.superblock().block_size;
+    if shared == 0 || first.start != second.start || block(first) != block(second) {
+        return Ok(Vec::new());
+    }
+    let [one, other] = [written(first, &inodes[0])?, written(second, &inodes[1])?];
+    let (mut found, mut here, mut there) = (Vec::new(), 0, 0);
+    while let (Some(a), Some(b)) = (one.get(here), other.get(there)) {
+        let logical = a.logical.max(b.logical)..a.logical_end().min(b.logical_end());
+        let physical = |extent: &Extent| extent.physical.0 + (logical.start - extent.logical);
+        if logical.start < logical.end && physical(a) == physical(b) {
+            settle(volumes, shared, physical(a), logical.clone(), &mut found)?;
+        }
+        if a.logical_end() <= b.logical_end() {
+            here += 1;
+        } else {
+            there += 1;
+        }
+    }
+    Ok(found)
+}
+
+fn written(volume: &Volume<'_>, inode: &Inode) -> Result<Vec<Extent>> {
+    let mut extents = volume.filesystem.extents(inode)?;
+    extents.retain(|extent| !extent.unwritten);
+    Ok(extents)
+}
+
+/// Adds to `found` what both disks have from the same layers, of blocks that lie at the same place.
+fn settle(
+    volumes: [&Volume<'_>; 2],
+    shared: usize,
+    physical: u64,
+    logical: Range<u64>,
+    found: &mut Vec<Range<u64>>,
+) -> Result<()> {
+    let [first, second] = volumes;
+    let block = first.filesystem.superblock().block_size;
+    let against = Against { disk: second.disk, shared };
+    let (place, file) = (physical * block, logical.start * block);
+    let len = (logical.end - logical.start) * block;
+    let mut at = 0;
+    while at < len {
+        let here = GuestOffset(first.start + place + at);
+        let (one, other) = (first.disk.extent(here)?, second.disk.extent(here)?);
+        let step = one.len.min(other.len).clamp(1, len - at);
+        let same = (!one.data && !other.data) || against.is_shared(first.disk, one.depth, other.depth);
+        // The journal brings other bytes than the disk has.
+        let blocks = (place + at) / block..(place + at + step).div_ceil(block);
+        let brought = |volume: &Volume<'_>| volume.replayed.range(blocks.clone()).next().is_some();
+        if same && !brought(first) && !brought(second) {
+            let (start, end) = (file + at, file + at + step);
+            match found.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => found.push(start..end),
+            }
+        }
+        at += step;
+    }
+    Ok(())
+}
+
+/// What either list has, ascending, no two of them touching.
+fn union(mut one: Vec<Range<u64>>, other: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    one.extend(other);
+    one.sort_unstable_by_key(|range| range.start);
+    let mut merged: Vec<Range<u64>> = Vec::new();
+    for range in one {
+        match merged.last_mut() {
+            Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+/// `ranges` without what `known` has; both ascending.
+fn without(ranges: Vec<Range<u64>>, known: &[Range<u64>]) -> Vec<Range<u64>> {
+    let (mut left, mut next) = (Vec::new(), 0);
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            match known.get(next) {
+                Some(known) if known.end <= at => next += 1,
+                Some(known) if known.start < range.end => {
+                    if at < known.start {
+                        left.push(at..known.start);
+                    }
+                    at = known.end;
+                }
+                _ => {
+                    left.push(at..range.end);
+                    at = range.end;
+                }
+            }
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{union, without};
+    use std::ops::Range;
+
+    #[test]
+    fn what_is_left_is_in_a_file_and_not_known() {
+        let ranges =
+            |list: &[(u64, u64)]| list.iter().map(|(from, to)| *from..*to).collect::<Vec<Range<u64>>>();
+        let both = union(ranges(&[(0, 10), (20, 30)]), ranges(&[(5, 12), (30, 40)]));
+        assert_eq!(both, ranges(&[(0, 12), (20, 40)]));
+        assert_eq!(
+            without(both.clone(), &ranges(&[(3, 25), (35, 36), (39, 90)])),
+            ranges(&[(0, 3), (25, 35), (36, 39)])
+        );
+        assert_eq!(without(both.clone(), &[]), both);
+        assert_eq!(without(both, &ranges(&[(0, 100)])), []);
+    }
+}
