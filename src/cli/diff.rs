@@ -220,8 +220,7 @@ fn blocks_line(place: &PlaceDifference, found: &Difference) -> String {
         }
         Both { old: None, new: None } => return String::new(),
     };
-    let reason =
-        place.reason.iter().map(|reason| format!("; files not compared: {}", shown(reason.as_bytes())));
+    let reason = place.reason.iter().map(|reason| format!("; files not compared: {}", printable(reason)));
     match place.differing_bytes {
         Some(0) if place.reason.is_none() => String::new(),
         Some(bytes) => format!("{name}: {kind}, {} differ{}\n", size(bytes), reason.collect::<String>()),
