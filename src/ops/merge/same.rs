@@ -24,6 +24,7 @@ pub fn is_same(
     shared: usize,
     progress: &dyn Progress,
 ) -> Result<bool> {
+    check_cancelled(progress)?;
     let volumes = [one.0, other.0];
     let inodes = [one.0.filesystem.inode(Ino(one.1))?, other.0.filesystem.inode(Ino(other.1))?];
     if inodes[0].size != inodes[1].size {
@@ -39,9 +40,7 @@ pub fn is_same(
     for range in without(union(contents[0].data(), contents[1].data()), &known) {
         let mut at = range.start;
         while at < range.end {
-            if progress.cancelled() {
-                return Err(Error::new(Kind::Interrupted, "stopped; nothing was changed"));
-            }
+            check_cancelled(progress)?;
             let len = index((range.end - at).min(length(PIECE)));
             contents[0].read(at, &mut a[..len])?;
             contents[1].read(at, &mut b[..len])?;
@@ -52,6 +51,13 @@ pub fn is_same(
         }
     }
     Ok(true)
+}
+
+fn check_cancelled(progress: &dyn Progress) -> Result<()> {
+    match progress.cancelled() {
+        true => Err(Error::new(Kind::Interrupted, "stopped; nothing was changed")),
+        false => Ok(()),
+    }
 }
 
 /// Ranges of both files that are the same blocks of the same layers, in order.
