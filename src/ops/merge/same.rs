@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::guestfs::ext4::{Extent, Ino, Inode};
 use crate::ops::Progress;
 use crate::ops::scan::Against;
-use crate::units::{GuestOffset, index, length};
+use crate::units::{index, length};
 use std::ops::Range;
 
 /// Two files are compared in pieces of this many bytes.
@@ -105,9 +105,9 @@ fn settle(
     let len = (logical.end - logical.start) * block;
     let mut at = 0;
     while at < len {
-        let here = GuestOffset(first.start + place + at);
-        let (one, other) = (first.disk.extent(here)?, second.disk.extent(here)?);
-        let step = one.len.min(other.len).clamp(1, len - at);
+        let here = first.start + place + at;
+        let (one, other) = (first.run_at(here)?, second.run_at(here)?);
+        let step = (one.end.min(other.end) - here).min(len - at);
         let same = (!one.data && !other.data) || against.is_shared(first.disk, one.depth, other.depth);
         // The journal brings other bytes than the disk has.
         let blocks = (place + at) / block..(place + at + step).div_ceil(block);

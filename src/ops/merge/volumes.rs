@@ -3,14 +3,15 @@
 use super::same::is_same;
 use super::tree::{Contents, Tree};
 use super::{Three, Version, read};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskExtent};
 use crate::error::{Error, Result};
 use crate::guestfs::Window;
 use crate::guestfs::ext4::{Ext4, Ino, Replayed};
 use crate::guestfs::partitions::Partition;
 use crate::ops::Silent;
-use crate::units::{MIB, index};
+use crate::units::{GuestOffset, MIB, index};
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 /// Longest file that a merge looks into, in bytes.
 const LONGEST: u64 = 64 * MIB;
@@ -25,8 +26,22 @@ pub struct Volume<'a> {
     pub(super) disk: &'a Disk,
     /// Its first byte on the disk.
     pub(super) start: u64,
+    end: u64,
     /// Blocks that the journal brings.
     pub(super) replayed: BTreeSet<u64>,
+    /// Where the bytes of its place come from; found when it is asked for.
+    runs: OnceLock<Vec<Run>>,
+}
+
+/// A run of a disk that comes from one layer.
+#[derive(Clone, Copy)]
+pub(super) struct Run {
+    /// The first byte of the disk behind it.
+    pub(super) end: u64,
+    /// Whether a layer stores bytes for it; otherwise it reads as zeros.
+    pub(super) data: bool,
+    /// The layer.
+    pub(super) depth: Option<usize>,
 }
 
 impl<'a> Volume<'a> {
@@ -43,7 +58,14 @@ impl<'a> Volume<'a> {
                 "its kernel noted errors of the filesystem; run e2fsck in the guest first",
             ));
         }
-        Ok(Self { filesystem, disk, start: place.start.0, replayed: blocks })
+        Ok(Self {
+            filesystem,
+            disk,
+            start: place.start.0,
+            end: place.end().0,
+            replayed: blocks,
+            runs: OnceLock::new(),
+        })
     }
 
     /// Its tree.
@@ -52,6 +74,32 @@ impl<'a> Volume<'a> {
     /// As [`read::tree`].
     pub fn tree(&self) -> Result<Tree> {
         read::tree(&self.filesystem)
+    }
+
+    /// The run that byte `at` of the disk is in, which lies in its place.
+    ///
+    /// One pass over the disk's tables answers for all files: to ask the disk for each would go through them each time.
+    pub(super) fn run_at(&self, at: u64) -> Result<Run> {
+        if self.runs.get().is_none() {
+            // Of two threads that find them, one is as good as the other.
+            let _ = self.runs.set(self.find_runs()?);
+        }
+        let runs = self.runs.get().map_or(&[][..], Vec::as_slice);
+        let found = runs.get(runs.partition_point(|run| run.end <= at)).copied();
+        found.ok_or_else(|| Error::invalid("a block lies outside of its filesystem's place"))
+    }
+
+    fn find_runs(&self) -> Result<Vec<Run>> {
+        let (mut runs, mut at): (Vec<Run>, u64) = (Vec::new(), self.start);
+        while at < self.end {
+            let DiskExtent { len, data, depth, .. } = self.disk.extent(GuestOffset(at))?;
+            at += len.clamp(1, self.end - at);
+            match runs.last_mut() {
+                Some(last) if (last.data, last.depth) == (data, depth) => last.end = at,
+                _ => runs.push(Run { end: at, data, depth }),
+            }
+        }
+        Ok(runs)
     }
 }
 
