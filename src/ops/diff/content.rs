@@ -1,6 +1,6 @@
 //! One file of two disks, line by line.
 
-use super::files::{counterparts, kind_word};
+use super::files::{Located, counterparts, kind_word};
 use super::{Both, Pair, is_related};
 use crate::error::{Error, Kind, Result};
 use crate::guestfs::ext4::{FileKind, Ino};
@@ -101,7 +101,7 @@ fn in_volumes(
     if was.is_none() && is.is_none() {
         return Ok(None);
     }
-    let file = |volume, found: Option<(Vec<u8>, u32)>| found.map(|(path, ino)| File { volume, path, ino });
+    let file = |volume, found: Option<Located>| found.map(|(path, ino)| File { volume, path, ino });
     let (was, is) = (file(&volumes.old, was), file(&volumes.new, is));
     let same = match (&was, &is) {
         (Some(was), Some(is)) => was.is_same(is, pair.shared, progress)?,

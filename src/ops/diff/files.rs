@@ -250,13 +250,16 @@ pub(super) fn path(tree: &Tree, entry: &Entry<'_>) -> Result<Vec<u8>> {
     Ok(path)
 }
 
+/// The path of a file and its inode's number.
+pub(super) type Located = (Vec<u8>, u32);
+
 /// Where the file at `path` of one tree is in the other: found by its path, or by a move.
 pub(super) fn counterparts(
     old: &Tree,
     new: &Tree,
     related: bool,
     wanted: &[u8],
-) -> Result<[Option<(Vec<u8>, u32)>; 2]> {
+) -> Result<[Option<Located>; 2]> {
     let found = [old.find(wanted), new.find(wanted)];
     if let [Some(was), Some(is)] = found {
         return Ok([Some((wanted.to_vec(), was)), Some((wanted.to_vec(), is))]);
