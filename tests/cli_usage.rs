@@ -8,7 +8,7 @@ use common::{Shed, one_line, program};
 use std::fs;
 use std::process::{Command, Stdio};
 
-const COMMANDS: [&str; 21] = [
+const COMMANDS: [&str; 25] = [
     "import",
     "export",
     "clone",
@@ -20,6 +20,9 @@ const COMMANDS: [&str; 21] = [
     "map",
     "diff",
     "path",
+    "promote",
+    "rebase",
+    "undo",
     "checkpoint",
     "checkpoints",
     "restore",

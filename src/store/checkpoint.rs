@@ -341,8 +341,13 @@ impl Held {
         self.folder.sync().map_err(cannot)?;
         if other {
             let after = CloneManifest { base: base.clone(), next: None, size, ..self.manifest.clone() };
-            // The change is made and durable; the next one of this clone tidies up.
-            let _ = self.folder.replace_small(CLONE_FILE, &manifest::bytes(&after)?);
+            // The change is made; the next one of this clone tidies up what fails here.
+            self.folder.replace_small(CLONE_FILE, &manifest::bytes(&after)?).map_err(|error| {
+                Error::io(
+                    format!("clone {} is on {base} now, but its manifest is not written", self.name),
+                    error,
+                )
+            })?;
         }
         Ok(())
     }

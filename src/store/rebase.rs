@@ -75,7 +75,7 @@ impl Rebase {
     }
 
     /// The clone as it will be.
-    pub(crate) fn new(&self) -> &Disk {
+    pub(crate) fn fresh(&self) -> &Disk {
         &self.new.disk
     }
 

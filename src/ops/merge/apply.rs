@@ -2,6 +2,7 @@
 
 use super::plan::Plan;
 use super::steps::Step;
+use super::tree::Tree;
 use super::volumes::Volumes;
 use super::{Three, Version};
 use crate::error::{Error, Result};
@@ -9,13 +10,11 @@ use crate::guestfs::edit::{Attributes, Edit, Editor, Kind, Node, Report, Volume}
 use crate::guestfs::ext4::Ino;
 use crate::guestfs::{Time, Verdict, fsck};
 use crate::ops::Progress;
-use crate::units::{MIB, length};
+use crate::units::{MIB, index, length};
 use std::path::Path;
 
-use super::tree::Tree;
-
 /// Content is read and written in pieces of this many bytes.
-const PIECE: usize = MIB as usize;
+const PIECE: usize = index(MIB);
 /// Where units of an administrator are, and what runs first at a boot.
 const UNITS: &[u8] = b"/etc/systemd/system";
 const WANTS: &[u8] = b"sysinit.target.wants";

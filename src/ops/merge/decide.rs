@@ -175,15 +175,16 @@ impl<'a> Merge<'a> {
         let old = self.file(Version::Old, o);
         for (version, ino) in [(Version::Base, b), (Version::Clone, c)] {
             let new = self.file(version, ino);
-            let mut names = old.names.iter().zip(&new.names);
-            let same_name = |(was, is): (&(u32, Vec<u8>), &(u32, Vec<u8>))| {
-                was.1 == is.1
-                    && self.objects.object(Version::Old, was.0) == self.objects.object(version, is.0)
-            };
+            let folder = |version, ino| self.objects.object(version, ino);
+            let names = old
+                .names
+                .iter()
+                .zip(&new.names)
+                .all(|(was, is)| was.1 == is.1 && folder(Version::Old, was.0) == folder(version, is.0));
             if differ(old, new)
                 || old.modified != new.modified
                 || old.names.len() != new.names.len()
-                || !names.all(same_name)
+                || !names
                 || (old.kind == FileKind::Regular
                     && !self.input.contents.same((Version::Old, o), (version, ino))?)
             {

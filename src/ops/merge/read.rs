@@ -4,6 +4,7 @@ use super::tree::{File, Tree};
 use crate::error::{Error, Result};
 use crate::guestfs::ext4::{Ext4, FileKind, Ino, Inode, flags};
 use crate::guestfs::partitions::Bytes;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 /// The inode of the root folder.
@@ -35,16 +36,20 @@ pub fn tree<B: Bytes>(filesystem: &Ext4<B>) -> Result<Tree> {
         let inode = filesystem.inode(Ino(folder))?;
         for entry in filesystem.directory(&inode)?.entries {
             let ino = entry.ino.0;
-            if !tree.files.contains_key(&ino) {
-                let inode = inodes.get(&ino).ok_or_else(|| unused(ino))?;
-                tree.files.insert(ino, file(filesystem, inode)?);
-                if inode.kind == FileKind::Directory {
-                    folders.push(ino);
+            match tree.files.entry(ino) {
+                Entry::Vacant(vacant) => {
+                    let inode = inodes.get(&ino).ok_or_else(|| unused(ino))?;
+                    vacant.insert(file(filesystem, inode)?);
+                    if inode.kind == FileKind::Directory {
+                        folders.push(ino);
+                    }
                 }
-            } else if tree.file(ino).is_folder() {
-                return Err(Error::corrupt(format!(
-                    "the folder with inode {ino} has two names; mend the filesystem with e2fsck in its guest"
-                )));
+                Entry::Occupied(known) if known.get().is_folder() => {
+                    return Err(Error::corrupt(format!(
+                        "the folder with inode {ino} has two names; mend the filesystem with e2fsck in its guest"
+                    )));
+                }
+                Entry::Occupied(_) => {}
             }
             link(&mut tree, folder, ino, entry.name);
         }

@@ -232,7 +232,7 @@ fn attributes(file: &File, facts: &Facts) -> Attributes {
         atime: file.accessed,
         ctime: file.changed.max(facts.modified),
         mtime: facts.modified,
-        crtime: file.created.unwrap_or(Time::default()),
+        crtime: file.created.unwrap_or_default(),
         flags: facts.flags,
         project: (facts.project != 0 || file.project != 0).then_some(facts.project),
     }

@@ -216,8 +216,8 @@ fn fill(
 ) -> Result<bool> {
     match request.strategy {
         Strategy::Keep => {
-            let delta = Delta::new(work.new());
-            difference(work.old(), Against { disk: work.new(), shared: work.shared() }, &delta, progress)?;
+            let delta = Delta::new(work.fresh());
+            difference(work.old(), Against { disk: work.fresh(), shared: work.shared() }, &delta, progress)?;
             report.own_bytes = Some(delta.bytes());
         }
         Strategy::Replace => report.own_bytes = Some(0),
@@ -234,8 +234,8 @@ fn fill(
             if open {
                 return Ok(false);
             }
-            planned.carry_out(work.new(), (&request.settings.program, work.folder()), progress)?;
-            report.own_bytes = Some(own_bytes(work.new())?);
+            planned.carry_out(work.fresh(), (&request.settings.program, work.folder()), progress)?;
+            report.own_bytes = Some(own_bytes(work.fresh())?);
         }
     }
     Ok(true)
