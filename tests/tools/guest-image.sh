@@ -15,6 +15,8 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 SELF=$(readlink -f "${BASH_SOURCE[0]}")
 PARTS=$(dirname "$SELF")/guest
+# shellcheck source=tests/tools/guest/debian.sh
+. "$PARTS/debian.sh"
 DISK_MIB=2048
 SECTOR=512
 GRUB_START=2048 # sectors; 1 MiB long
@@ -24,41 +26,6 @@ CMDLINE="root=/dev/vda1 rw console=ttyS0 quiet systemd.show_status=false mitigat
 
 say() { printf 'guest-image: %s\n' "$*" >&2; }
 die() { printf 'guest-image: %s\n' "$*" >&2; exit 1; }
-
-as_root() {
-    if [[ $(id -u) -eq 0 ]]; then
-        "$@"
-    else
-        sudo --preserve-env=http_proxy,https_proxy,no_proxy "$@"
-    fi
-}
-
-release_name() {
-    # shellcheck disable=SC1091
-    (. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
-}
-
-# --- what apt on this host is configured for -------------------------------------------------
-
-# One-line sources of this host for its own release, its updates and its security suite.
-host_sources() {
-    local release=$1 keyring=/usr/share/keyrings/debian-archive-keyring.gpg option=
-    [[ -e $keyring ]] && option="[signed-by=$keyring] "
-    apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' | sort -u |
-        while read -r suite uri; do
-            case $suite in
-                "$release" | "$release-updates" | "$release-security")
-                    printf 'deb %s%s %s main\n' "$option" "$uri" "$suite"
-                    ;;
-            esac
-        done
-}
-
-# Host apt options that decide whether the mirror can be used at all.
-host_apt_options() {
-    apt-config dump |
-        sed -nE 's/^(Acquire::(Check-Date|Check-Valid-Until|https?::Proxy)) "(.+)";$/--aptopt=\1 "\3"/p'
-}
 
 # Prints "package version" of the cloud kernel: from backports if that suite offers one.
 kernel_package() {
@@ -135,28 +102,14 @@ bootstrap() {
 }
 
 configure_root() {
-    local root=$1 unit
-    echo debian >"$root/etc/hostname"
-    printf '127.0.0.1 localhost\n' >"$root/etc/hosts"
+    local root=$1
+    configure_guest "$root"
     printf '/dev/vda1 / ext4 rw,discard 0 1\n' >"$root/etc/fstab"
-    # Empty, not absent: every clone gets an id of its own at its first boot, without presets.
-    : >"$root/etc/machine-id"
     printf 'button\nevdev\nvirtio_net\n' >"$root/etc/modules-load.d/guest.conf"
-    printf 'nameserver 10.0.2.3\n' >"$root/etc/resolv.conf"
     mkdir -p "$root/etc/acpi/events"
     printf 'event=button/power.*\naction=/usr/bin/systemctl --no-block --job-mode=replace-irreversibly start poweroff.target\n' >"$root/etc/acpi/events/power"
-    install -m 755 "$PARTS/cowshed-job" "$root/usr/local/sbin/cowshed-job"
-    install -m 644 "$PARTS"/*.service "$root/etc/systemd/system/"
-    # A login on the serial console: root, no password. There is no udev, so the getty must not
-    # wait for a device unit.
-    chroot "$root" passwd -d root >/dev/null
-    chroot "$root" systemctl -q enable cowshed-job.service guest-network.service console-getty.service acpid.service
-    for unit in systemd-networkd.service systemd-logind.service getty@tty1.service \
-        serial-getty@ttyS0.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
-        e2scrub_all.timer e2scrub_reap.service fstrim.timer dev-hugepages.mount dev-mqueue.mount \
-        sys-kernel-debug.mount sys-kernel-tracing.mount; do
-        ln -sf /dev/null "$root/etc/systemd/system/$unit"
-    done
+    install -m 644 "$PARTS/guest-network.service" "$root/etc/systemd/system/"
+    chroot "$root" systemctl -q enable guest-network.service acpid.service
 }
 
 install_kernel() {
