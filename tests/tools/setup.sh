@@ -30,6 +30,7 @@ REQUIRED=(
     "e2fsck e2fsprogs"
     "mkfs.xfs xfsprogs"
     "losetup mount"
+    "mkfs.vfat dosfstools"
     "sgdisk gdisk"
     "sfdisk fdisk"
     "mmdebstrap mmdebstrap"
@@ -39,6 +40,7 @@ REQUIRED=(
     "flock util-linux"
     "setpriv util-linux"
     "patch patch"
+    "python3 python3"
     "grub-mkimage grub-common"
     "/usr/lib/grub/i386-pc/boot.img grub-pc-bin"
 )
