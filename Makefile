@@ -15,7 +15,7 @@ BINARY := $(TARGET)/release/cowshed
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .NOTPARALLEL:
-.PHONY: build setup guest lint test soak demo bench install clean
+.PHONY: build setup guest merge-case lint test soak demo bench install clean
 
 build:
 	$(CARGO) build --release --locked
@@ -27,12 +27,16 @@ setup:
 guest: setup
 	@tests/tools/guest-image.sh
 
+# The disks of a real base update: a Debian, its upgrade, and a clone; built once, then found in the cache.
+merge-case: setup
+	@tests/tools/merge-case.sh
+
 lint:
 	@$(CARGO) fmt --version >/dev/null && $(CARGO) clippy --version >/dev/null || rustup component add rustfmt clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
-test: setup guest lint
+test: setup guest merge-case lint
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		set -x; $(CARGO) nextest run --workspace --locked --no-fail-fast; \
 	else \
