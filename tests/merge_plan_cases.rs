@@ -355,19 +355,14 @@ fn an_unreadable_account_database_is_a_conflict_and_so_is_a_foreign_package_data
 
 #[test]
 fn files_of_a_package_come_from_one_side_and_contested_ones_are_a_conflict() {
-    let status = |version: &str, extra: &str| {
-        format!(
-            "Package: p\nStatus: install ok installed\nArchitecture: amd64\nVersion: {version}\n\n{extra}"
-        )
+    let stanza = |name: &str, version: u32| {
+        format!("Package: {name}\nStatus: install ok installed\nArchitecture: amd64\nVersion: {version}\n\n")
     };
-    let other = |name: &str| {
-        format!("Package: {name}\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1\n\n")
-    };
-    let status = [status("1", ""), status("3", ""), status("2", &other("c"))];
+    let status = [[1, 1], [3, 2], [2, 3]].map(|[p, q]| stanza("p", p) + &stanza("q", q));
     let three = Three { old: status[0].as_bytes(), base: status[1].as_bytes(), clone: status[2].as_bytes() };
     let packages = merge(three, Three { old: b"", base: b"", clone: b"" }, Preference::Higher).unwrap();
     let lists_base: [(&[u8], &[u8]); 1] = [(b"p", b"/p\n/shared\n")];
-    let lists_clone: [(&[u8], &[u8]); 2] = [(b"p", b"/p\n"), (b"c", b"/shared\n")];
+    let lists_clone: [(&[u8], &[u8]); 2] = [(b"p", b"/p\n"), (b"q", b"/shared\n")];
     let none: Three<&[u8]> = Three { old: b"", base: b"", clone: b"" };
     let units =
         Units::new(&packages, [(Side::Base, &lists_base), (Side::Clone, &lists_clone)], none, &[]).unwrap();
@@ -375,7 +370,7 @@ fn files_of_a_package_come_from_one_side_and_contested_ones_are_a_conflict() {
     case.base.write(b"/p", b"3");
     case.clone.write(b"/p", b"2");
     case.base.file("/shared", "p");
-    case.clone.file("/shared", "c");
+    case.clone.file("/shared", "q");
     let plan = case.planned(CLONE, true, &HashMap::new(), Some(&units));
     let fs = case.run(&plan);
     assert_eq!(tree(&fs)["/p"], "3", "the package is the base's as a whole");

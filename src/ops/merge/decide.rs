@@ -175,16 +175,16 @@ impl<'a> Merge<'a> {
         let old = self.file(Version::Old, o);
         for (version, ino) in [(Version::Base, b), (Version::Clone, c)] {
             let new = self.file(version, ino);
-            let folder = |version, ino| self.objects.object(version, ino);
-            let names = old
-                .names
-                .iter()
-                .zip(&new.names)
-                .all(|(was, is)| was.1 == is.1 && folder(Version::Old, was.0) == folder(version, is.0));
+            let same_names = || {
+                old.names.iter().zip(&new.names).all(|(was, is)| {
+                    was.1 == is.1
+                        && self.objects.object(Version::Old, was.0) == self.objects.object(version, is.0)
+                })
+            };
             if differ(old, new)
                 || old.modified != new.modified
                 || old.names.len() != new.names.len()
-                || !names
+                || !same_names()
                 || (old.kind == FileKind::Regular
                     && !self.input.contents.same((Version::Old, o), (version, ino))?)
             {
