@@ -52,8 +52,9 @@ soak: setup guest
 demo: setup build guest
 	@COWSHED=$(abspath $(BINARY)) tests/tools/demo.sh $(abspath $(TARGET))/demo
 
-bench: setup build
+bench: setup build merge-case
 	COWSHED=$(abspath $(BINARY)) tests/bench/clones.sh
+	COWSHED=$(abspath $(BINARY)) tests/bench/rebase.sh
 	COWSHED=$(abspath $(BINARY)) tests/bench/view.sh
 
 install:

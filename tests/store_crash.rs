@@ -385,7 +385,7 @@ fn a_kill_and_then_a_cut_lose_nothing_that_was_reported_by_the_other_half() {
 }
 
 /// Syncs whose absence no state here shows, and why they are made all the same.
-const ELSEWHERE: [(&str, &str, &str); 19] = [
+const ELSEWHERE: [(&str, &str, &str); 48] = [
     ("import", "sync 1 of 7: SyncFolder", MADE_BY_THE_DEAD),
     ("import qcow2", "sync 1 of 7: SyncFolder", MADE_BY_THE_DEAD),
     (
@@ -417,7 +417,42 @@ const ELSEWHERE: [(&str, &str, &str); 19] = [
     ("export qcow2", "sync 4 of 5: SyncData", NAMELESS),
     ("run --ephemeral", "sync 1 of 2: SyncData", THROWN_AWAY),
     ("run --ephemeral", "sync 2 of 2: SyncData", THROWN_AWAY),
+    ("first import", "sync 4 of 13: SyncFolder", ABOVE),
+    ("import --update", "sync 1 of 10: SyncFolder", MADE_BY_THE_DEAD),
+    ("import --update", "sync 2 of 10: SyncData", STAGED),
+    ("import --update", "sync 3 of 10: SyncData", STAGED),
+    ("import --update", "sync 4 of 10: SyncData", STAGED),
+    ("import --update", "sync 9 of 10: SyncFolder", FIRST_VERSION),
+    ("promote", "sync 1 of 9: SyncData", STAGED),
+    ("promote", "sync 2 of 9: SyncData", STAGED),
+    ("promote", "sync 3 of 9: SyncData", STAGED),
+    ("promote", "sync 8 of 9: SyncFolder", FIRST_VERSION),
+    ("gc", "sync 1 of 9: SyncData", STAGED),
+    ("gc", "sync 2 of 9: SyncData", STAGED),
+    ("gc", "sync 3 of 9: SyncData", STAGED),
+    ("gc of a version between others", "sync 1 of 9: SyncData", STAGED),
+    ("gc of a version between others", "sync 2 of 9: SyncData", STAGED),
+    ("gc of a version between others", "sync 3 of 9: SyncData", STAGED),
+    ("rebase --strategy keep", "sync 1 of 13: SyncData", STAGED),
+    ("rebase --strategy keep", "sync 2 of 13: SyncData", STAGED),
+    ("rebase --strategy keep", "sync 3 of 13: SyncData", STAGED),
+    ("rebase --strategy keep", "sync 4 of 13: SyncData", EMPTY_LAYER),
+    ("rebase --strategy keep", "sync 5 of 13: SyncFile", UNFLUSHED),
+    ("rebase --strategy keep", "sync 8 of 13: SyncFolder", AGAIN),
+    ("rebase --strategy keep", "sync 13 of 13: SyncFolder", TIDY),
+    ("rebase --strategy replace", "sync 2 of 10: SyncFile", UNFLUSHED),
+    ("rebase --strategy replace", "sync 5 of 10: SyncFolder", AGAIN),
+    ("rebase --strategy replace", "sync 10 of 10: SyncFolder", TIDY),
+    ("undo", "sync 1 of 10: SyncFile", UNFLUSHED),
+    ("undo", "sync 4 of 10: SyncFolder", AGAIN),
+    ("undo", "sync 10 of 10: SyncFolder", TIDY),
 ];
+const ABOVE: &str = "folders above a new store may have been made by somebody who was killed";
+const STAGED: &str = "nobody looks at the new layer before it is durable as a whole";
+const FIRST_VERSION: &str = "a first version needs it: there the folder above is moved";
+const EMPTY_LAYER: &str = "a layer that nothing was written to is synced by nothing else";
+const AGAIN: &str = "a change of the base syncs the folder once more before the rename that counts";
+const TIDY: &str = "the header of the disk says which base holds as long as the manifest names two";
 const MADE_BY_THE_DEAD: &str = "whoever made the store may have been killed before it was durable";
 const UNFLUSHED: &str = "a guest may not have flushed: here it had";
 const LEAKS: &str = "leaks are no loss, and this is all that the repair finds here";

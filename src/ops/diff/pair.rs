@@ -5,8 +5,8 @@
 //! was moved must not be told as thousands of files.
 
 use crate::guestfs::ext4::FileKind;
-use crate::ops::merge::tree::{File, Tree};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use crate::ops::merge::tree::{Tree, is_same_inode};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// One name of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,29 +146,6 @@ fn folders(old: &Tree, new: &Tree, related: bool) -> Folders {
         }
     }
     folders
-}
-
-/// Whether two records with one number are of the very same inode.
-///
-/// A kernel gives each inode a random generation. Programs that make filesystems give all the same one, and two images
-/// built alike have the same times as well: there something of the file itself must be the same, too.
-fn is_same_inode(old: &File, new: &File) -> bool {
-    if (old.kind, old.generation, old.created) != (new.kind, new.generation, new.created) {
-        return false;
-    }
-    let alike = || match old.kind {
-        FileKind::Directory => shares_names(&old.children, &new.children),
-        FileKind::Symlink => old.target == new.target,
-        FileKind::Regular => (old.size, old.modified) == (new.size, new.modified),
-        _ => old.device == new.device && old.modified == new.modified,
-    };
-    old.generation != 0 || alike()
-}
-
-/// Whether two folders have at least half of their names in common.
-fn shares_names(old: &BTreeMap<Vec<u8>, u32>, new: &BTreeMap<Vec<u8>, u32>) -> bool {
-    let common = old.keys().filter(|name| new.contains_key(*name)).count();
-    2 * common >= old.len().max(new.len())
 }
 
 fn sorted_folders(tree: &Tree) -> Vec<u32> {

@@ -3,7 +3,7 @@
 //! A file is what has its path: most programs replace a file by writing another one and giving it the name. Where the
 //! path is gone, a file is what has its inode: it was moved, and what is below a moved folder is looked for there.
 
-use super::tree::{File, Tree};
+use super::tree::{File, Tree, is_same_inode};
 use super::{Three, Version};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -41,18 +41,19 @@ fn is_alike(one: &File, other: &File) -> bool {
     (one.kind, one.device) == (other.kind, other.device)
 }
 
-/// Whether two records are of the very same inode.
-fn is_same_inode(old: &File, new: &File) -> bool {
+/// Whether two records of filesystems of which one was made from the other, block by block, are of one inode.
+fn has_same_record(old: &File, new: &File) -> bool {
     is_alike(old, new) && (old.generation, old.created) == (new.generation, new.created)
 }
 
-/// Pairs what is at the same path, and what was moved; `related`: inode numbers mean the same in both.
-fn pairs(old: &Tree, new: &Tree, related: bool) -> Pairs {
+/// Pairs what is at the same path, and what was moved; `moved` tells whether one number is one file in
+/// both; without it numbers mean nothing.
+fn pairs(old: &Tree, new: &Tree, moved: Option<fn(&File, &File) -> bool>) -> Pairs {
     let mut pairs = Pairs::default();
     pairs.add(old.root, new.root);
     descend(old, new, (old.root, new.root), &mut pairs);
-    if related {
-        pair_moved(old, new, &mut pairs);
+    if let Some(is_same) = moved {
+        pair_moved(old, new, is_same, &mut pairs);
     }
     pairs
 }
@@ -69,7 +70,7 @@ fn descend(old: &Tree, new: &Tree, from: (u32, u32), pairs: &mut Pairs) {
             for (name, was) in &old.file(above).children {
                 let Some(is) = new.file(beside).children.get(name) else { continue };
                 let (one, other) = (old.file(*was), new.file(*is));
-                if is_alike(one, other) && (!same || (was == is && is_same_inode(one, other))) {
+                if is_alike(one, other) && (!same || (was == is && has_same_record(one, other))) {
                     pairs.add(*was, *is);
                 }
                 if one.is_folder() && pairs.to.get(was) == Some(is) {
@@ -82,10 +83,13 @@ fn descend(old: &Tree, new: &Tree, from: (u32, u32), pairs: &mut Pairs) {
 
 /// Pairs by inode what has no pair. Folders come first, from the top, each with what is in it by its path: a file that
 /// was replaced in a moved folder is still that file.
-fn pair_moved(old: &Tree, new: &Tree, pairs: &mut Pairs) {
+fn pair_moved(old: &Tree, new: &Tree, is_same: fn(&File, &File) -> bool, pairs: &mut Pairs) {
     let mut pair = |ino: u32| {
-        let same =
-            old.files.get(&ino).zip(new.files.get(&ino)).is_some_and(|(was, is)| is_same_inode(was, is));
+        let same = old
+            .files
+            .get(&ino)
+            .zip(new.files.get(&ino))
+            .is_some_and(|(was, is)| is_alike(was, is) && is_same(was, is));
         let added = same && pairs.add(ino, ino);
         if added && old.file(ino).is_folder() {
             descend(old, new, (ino, ino), pairs);
@@ -112,8 +116,9 @@ impl Objects {
     /// The objects of three trees. `related` says of the base and of the clone whether their inode numbers mean the
     /// same as the old base's.
     pub(super) fn of(trees: Three<&Tree>, base_related: bool) -> Self {
-        let base = pairs(trees.old, trees.base, base_related);
-        let clone = pairs(trees.old, trees.clone, true);
+        // A clone was written on top of the old base; a new base may have been built anew from the same recipe.
+        let base = pairs(trees.old, trees.base, base_related.then_some(is_same_inode));
+        let clone = pairs(trees.old, trees.clone, Some(has_same_record));
         let mut objects = Self::default();
         for old in sorted(trees.old) {
             let (base, clone) = (base.to.get(&old).copied(), clone.to.get(&old).copied());

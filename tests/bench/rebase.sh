@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Base updates on the disks of tests/tools/merge-case.sh: `keep` beside `qemu-img rebase` on copies of the same clone, one
+# contender right after the other, medians of the rounds; and a merge of a whole fleet.
+#
+# Usage: rebase.sh [-r ROUNDS] [-n CLONES] [-o OUT.json]      needs root (a view), a release build, and room for CLONES deltas
+set -euo pipefail
+HERE=$(cd "$(dirname "$0")" && pwd)
+COWSHED=${COWSHED:-$HERE/../../target/release/cowshed}
+CASE=${COWSHED_MERGE_CASE:-${XDG_CACHE_HOME:-$HOME/.cache}/cowshed/merge-case}
+ROUNDS=3 CLONES=100 OUT=
+while getopts r:n:o: option; do
+    case $option in
+        r) ROUNDS=$OPTARG ;;
+        n) CLONES=$OPTARG ;;
+        o) OUT=$OPTARG ;;
+        *) sed -n '5p' "$0" | cut -c3- >&2; exit 2 ;;
+    esac
+done
+[[ -x $COWSHED && -e $CASE/old.raw ]] || { echo "rebase.sh: run make build and make merge-case first" >&2; exit 1; }
+
+WORK=$(mktemp -d)
+export COWSHED_STORE=$WORK/store
+cleanup() {
+    "$COWSHED" umount "$WORK/view" 2>/dev/null || true
+    chattr -R -i "$WORK/store" 2>/dev/null || true
+    rm -rf "$WORK"
+}
+trap cleanup EXIT
+
+# Milliseconds that a command takes.
+clock() {
+    local start end
+    start=$(date +%s%N)
+    "$@" >/dev/null
+    end=$(date +%s%N)
+    echo $(((end - start) / 1000000))
+}
+median() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
+
+"$COWSHED" import "$CASE/old.raw" --name deb >/dev/null
+"$COWSHED" import --update deb "$CASE/new.raw" >/dev/null
+"$COWSHED" clone deb@1 web >/dev/null
+mkdir "$WORK/view"
+"$COWSHED" mount "$WORK/view" >/dev/null
+python3 - "$CASE/old.raw" "$CASE/clone.raw" "$WORK/view/clones/web.raw" <<'PY'
+import sys
+with open(sys.argv[1], "rb") as old, open(sys.argv[2], "rb") as new, open(sys.argv[3], "r+b") as disk:
+    at = 0
+    while after := new.read(1 << 20):
+        before = old.read(1 << 20)
+        if before != after:
+            for piece in range(0, len(after), 4096):
+                if before[piece:piece + 4096] != after[piece:piece + 4096]:
+                    disk.seek(at + piece)
+                    disk.write(after[piece:piece + 4096])
+        at += len(after)
+PY
+"$COWSHED" umount "$WORK/view" >/dev/null
+"$COWSHED" check web >/dev/null
+rmdir "$WORK/view"
+DELTA=$WORK/delta.qcow2
+cp "$COWSHED_STORE/clones/web/disk.qcow2" "$DELTA"
+
+# A folder in which the same relative names lead to the same bases.
+mkdir -p "$WORK/qemu/clones/web"
+ln -s "$COWSHED_STORE/bases" "$WORK/qemu/bases"
+ours=() theirs=()
+for _ in $(seq "$ROUNDS"); do
+    cp "$DELTA" "$WORK/qemu/clones/web/disk.qcow2"
+    sync -f "$WORK"
+    theirs+=("$(clock qemu-img rebase -f qcow2 -b ../../bases/deb/2/disk.qcow2 -F qcow2 "$WORK/qemu/clones/web/disk.qcow2")")
+    sync -f "$WORK"
+    ours+=("$(clock "$COWSHED" rebase web --onto deb@2 --strategy keep)")
+    qemu-img compare -q "$WORK/qemu/clones/web/disk.qcow2" "$COWSHED_STORE/clones/web/disk.qcow2"
+    "$COWSHED" rm web >/dev/null
+    "$COWSHED" clone deb@1 web >/dev/null
+    cp "$DELTA" "$COWSHED_STORE/clones/web/disk.qcow2"
+done
+OURS=$(median "${ours[@]}") THEIRS=$(median "${theirs[@]}")
+
+"$COWSHED" rm web >/dev/null
+"$COWSHED" clone deb@1 fleet --count "$CLONES" >/dev/null
+for clone in "$COWSHED_STORE"/clones/fleet-*; do cp "$DELTA" "$clone/disk.qcow2"; done
+sync -f "$WORK"
+printf 'clone /data/**\n' >"$WORK/rules"
+read -r FLEET PEAK < <(python3 - "$COWSHED" "$WORK/rules" <<'PY'
+import resource, subprocess, sys, time
+start = time.monotonic()
+command = [sys.argv[1], "rebase", "--all", "--onto", "deb@2", "--rules", sys.argv[2]]
+subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+print(round(time.monotonic() - start), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
+PY
+)
+cat <<TEXT
+keep, one clone: cowshed $OURS ms, qemu-img rebase $THEIRS ms, ratio $(awk "BEGIN { printf \"%.2f\", $THEIRS / $OURS }")
+merge of $CLONES clones: $FLEET s, at most $PEAK MiB in one process
+TEXT
+if [[ -n $OUT ]]; then
+    printf '{"keep_ms": %s, "qemu_rebase_ms": %s, "fleet": %s, "fleet_s": %s, "peak_mib": %s}\n' \
+        "$OURS" "$THEIRS" "$CLONES" "$FLEET" "$PEAK" >"$OUT"
+fi
