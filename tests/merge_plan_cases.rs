@@ -497,7 +497,7 @@ fn collisions_and_lost_folders_by_the_ten_thousand_take_no_longer_than_their_num
     case.base.sweep();
     for rules in [BASE, CLONE, BOTH] {
         let took = timed(&case, rules);
-        assert!(took < 10.0, "{took} s");
+        assert!(took < 60.0, "{took} s");
     }
 }
 

@@ -168,7 +168,7 @@ fn hostile_texts_end_in_bounded_time() {
         let shown = three_way_diff(texts);
         println!("hostile text {index}: {:?}", started.elapsed());
         assert!(!matches!(merged, TextMerge::No(_)) && shown.len() < 200_000, "text {index}, seed {seed}");
-        assert!(started.elapsed() < Duration::from_secs(20), "text {index}, seed {seed}");
+        assert!(started.elapsed() < Duration::from_secs(60), "text {index}, seed {seed}");
     }
 }
 

@@ -10,9 +10,9 @@ mod common {
 }
 
 use common::cli::Shed;
+use common::cli::store::{self, base_ref, file_digest, name};
 use common::ext::Image;
 use common::rng::Rng;
-use common::cli::store::{self, base_ref, file_digest, name};
 use cowshed::store::{Access, CloneOptions, Store};
 use cowshed::units::GuestOffset;
 use std::fs;
@@ -114,8 +114,10 @@ impl Case {
 
     fn is_merged(&self) -> bool {
         let both = CONF.replace('b', "B").replace('g', "G");
-        let read = self.read(&["etc/conf", "etc/added", "home/mine", "srv/moved/one", "etc/gone", "srv/tree/one"]);
-        let expected = [Some(both.as_str()), Some("by the base\n"), Some("the clone's\n"), Some("11\n"), None, None];
+        let read =
+            self.read(&["etc/conf", "etc/added", "home/mine", "srv/moved/one", "etc/gone", "srv/tree/one"]);
+        let expected =
+            [Some(both.as_str()), Some("by the base\n"), Some("the clone's\n"), Some("11\n"), None, None];
         read.iter().map(Option::as_deref).eq(expected)
     }
 
@@ -211,7 +213,10 @@ fn a_filesystem_without_room_for_both_is_left_as_it_is() {
     };
     let case = Case::with(fill("of-the-base"), fill("of-the-clone"));
     let said = case.shed.fails(1, &["rebase", "web", "--onto", "os@2"]);
-    assert!(said.contains("No free space") || said.contains("no room") || said.contains("allocate"), "{said}");
+    assert!(
+        said.contains("No free space") || said.contains("no room") || said.contains("allocate"),
+        "{said}"
+    );
     assert!(case.is_as_before());
     case.shed.ok(&["rebase", "web", "--onto", "os@2", "--strategy", "replace"]);
 }
