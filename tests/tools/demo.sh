@@ -167,6 +167,25 @@ show_costs() {
     done
 }
 
+# One clone's state becomes the next version of the base; the other clone gets it.
+update_base() {
+    local given=${CLONES[0]} kept=${CLONES[1]} file out
+    cow promote "$given" --update debian
+    cow rebase "$kept" --onto debian@2 --plan
+    cow rebase "$kept" --onto debian@2
+    cow verify debian
+    cow mount "$VIEW"
+    for file in "$given" "$kept"; do
+        in_guest "$kept" "stat /srv/www/$file.bin" | grep 'Type: regular' >/dev/null || fail "$kept lacks $file.bin"
+    done
+    [[ $(in_guest "$kept" "cat /srv/www/index.html") == "<h1>This is $kept</h1>" ]] || fail "$kept lost its page"
+    [[ $(in_guest "$kept" "cat /etc/hostname") == "$kept" ]] || fail "$kept lost its name"
+    out=$(e2fsck -fn "$VIEW/clones/$kept.p1.raw" 2>&1) || { echo "$out"; fail "e2fsck found errors in $kept"; }
+    cow umount "$VIEW"
+    cow tree
+    ok "$kept has what $given brought, and all that was its own; its filesystem is clean"
+}
+
 main() {
     local digest started=$SECONDS
     remove_old
@@ -208,6 +227,9 @@ main() {
 
     step "What it costs"
     show_costs
+
+    step "An update of the base reaches a clone, and what the clone changed stays"
+    update_base
 
     printf '\n'
     bold "The demo passed in $((SECONDS - started)) s. Its store stays in $COWSHED_STORE."
