@@ -21,7 +21,7 @@ copy_tree() {
     local file
     while IFS= read -r -d '' file; do
         cmp -s "$file" "$TREE/$file" || install -D -m "$(stat -c %a "$file")" "$file" "$TREE/$file"
-    done < <(git ls-files -z -- Cargo.toml Cargo.lock src tests fuse-mount docs fixtures)
+    done < <(git ls-files -z -- Cargo.toml Cargo.lock build.rs src tests fuse-mount docs fixtures)
 }
 
 build() {
