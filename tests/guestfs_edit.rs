@@ -7,7 +7,8 @@ mod common {
 
 use common::ext::{Image, PROGRAM, run, set_xattr, tool, xattrs};
 use cowshed::disk::{Disk, Layer, RawLayer};
-use cowshed::guestfs::edit::{Attributes, Edit, Editor, Kind, Limits, Node, Report, Volume, Window};
+use cowshed::guestfs::Window;
+use cowshed::guestfs::edit::{Attributes, Edit, Editor, Kind, Limits, Node, Report, Volume};
 use cowshed::guestfs::{Time, Verdict, fsck};
 use cowshed::storage::HostFile;
 use cowshed::units::GuestOffset;
@@ -285,7 +286,7 @@ fn a_filesystem_inside_a_disk_is_changed_and_nothing_beside_it() {
     let file = std::fs::File::options().read(true).write(true).open(dir.path().join("disk")).unwrap();
     let raw = RawLayer::new(Arc::new(HostFile::new(file)), true).unwrap();
     let disk = Disk::new(vec![Layer::Raw(raw)]).unwrap();
-    let window = Window::new(&disk, GuestOffset(1 << 20), 16 << 20).unwrap();
+    let window = Window::at(&disk, GuestOffset(1 << 20), 16 << 20).unwrap();
     let mut editor = start(&window);
     editor.send(make(1, Kind::File)).unwrap();
     editor.send(link(ROOT, "file", 1)).unwrap();
@@ -298,7 +299,7 @@ fn a_filesystem_inside_a_disk_is_changed_and_nothing_beside_it() {
     assert!(after[17 << 20..].iter().all(|byte| *byte == 0xbb));
     std::fs::write(image.path(), &after[1 << 20..17 << 20]).unwrap();
     assert_eq!(image.debugfs("cat /file"), "abc");
-    assert!(Window::new(&disk, GuestOffset(2 << 20), 16 << 20).is_err());
+    assert!(Window::at(&disk, GuestOffset(2 << 20), 16 << 20).is_err());
 }
 
 #[test]

@@ -180,6 +180,19 @@ fn a_conflict_that_no_rule_decides_changes_nothing_and_a_rule_decides_it() {
 }
 
 #[test]
+fn a_report_or_rules_that_cannot_be_used_are_noticed_before_anything_is_changed() {
+    let case = Case::new();
+    let nowhere = case.shed.path("nowhere/report.json");
+    let arguments = ["rebase", "web", "--onto", "os@2", "--report", nowhere.to_str().unwrap()];
+    let said = case.shed.fails(1, &arguments);
+    assert!(said.contains("nowhere/report.json"), "{said}");
+    let said = case.shed.fails(1, &["rebase", "web", "--onto", "os@2", "--rules", "/dev/zero"]);
+    assert!(said.contains("at most 1 MiB"), "{said}");
+    assert!(case.is_as_before());
+    assert_eq!(case.shed.json(&["checkpoints", "web"])["checkpoints"].as_array().unwrap().len(), 0);
+}
+
+#[test]
 fn what_waits_in_the_journal_of_a_clone_is_kept() {
     let case = Case::new();
     let dirty = copy(&case.mine);

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 /// Wrong usage.
 const USAGE: u8 = 2;
 /// Ended by Ctrl-C, as shells count it: 128 and SIGINT's number.
-const INTERRUPTED: u8 = 130;
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// Says `error` and its causes in one line.
 ///

@@ -4,7 +4,6 @@ use super::list::Versions;
 use super::output::{self, Json};
 use super::units::{count, percent, size};
 use crate::error::Result;
-use crate::ops::map::map;
 use crate::store::{Access, Base, BaseRef, Checkpoint, Clone, Name, OpenDisk, Store, Target, Usage};
 use clap::Args;
 use serde::Serialize;
@@ -106,14 +105,7 @@ fn disk(store: &Store, target: &Target, made_with: u64) -> Result<Disk> {
 fn own(open: &OpenDisk) -> Result<u64> {
     let folder = open.files().first().and_then(|file| file.parent());
     let own = open.files().iter().take_while(|file| file.parent() == folder).count();
-    let mut bytes = 0;
-    for extent in map(&open.disk, open.files()) {
-        let extent = extent?;
-        if extent.data && extent.depth < own {
-            bytes += extent.length;
-        }
-    }
-    Ok(bytes)
+    Ok(open.disk.stored_by_layer()?.iter().take(own).sum())
 }
 
 impl Disk {

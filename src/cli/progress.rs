@@ -19,16 +19,7 @@ impl Bar {
     /// A bar for one job or several in a row. Made before the job starts threads.
     pub(super) fn new() -> io::Result<Self> {
         let stop = interrupt::flag()?;
-        let target = if io::stderr().is_terminal() {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
-        let bar = ProgressBar::with_draw_target(None, target);
-        if let Ok(style) = ProgressStyle::with_template(STYLE) {
-            bar.set_style(style);
-        }
-        Ok(Self { bar, stop })
+        Ok(Self { bar: bar(STYLE), stop })
     }
 
     /// Starts anew with `message` in front.
@@ -40,6 +31,41 @@ impl Bar {
     /// Takes the bar away.
     pub(super) fn end(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// A bar in the given style when standard error is a terminal; one that is never seen otherwise.
+fn bar(style: &str) -> ProgressBar {
+    let terminal = io::stderr().is_terminal();
+    let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(None, target);
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Progress in clones, whatever the bytes of each: the jobs on them are told apart by nobody.
+pub(super) struct Clones {
+    pub(super) bar: ProgressBar,
+    stop: Arc<AtomicBool>,
+}
+
+impl Clones {
+    /// `verb` says what is done with them. Made before the work starts threads.
+    pub(super) fn new(verb: &str) -> io::Result<Self> {
+        let stop = interrupt::flag()?;
+        Ok(Self { bar: bar(&format!("{verb} {{bar:30}} {{pos}} of {{len}} clones, {{eta}}")), stop })
+    }
+}
+
+impl Progress for Clones {
+    fn total(&self, _: u64) {}
+
+    fn advance(&self, _: u64) {}
+
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
     }
 }
 

@@ -3,26 +3,26 @@ mod report;
 use super::Outcome;
 use super::context::Context;
 use super::failure;
-use super::interrupt;
 use super::output::{self, Json};
 use super::plan::Plan;
+use super::progress::Clones;
 use super::units::{count, size};
 use crate::error::{Error, Result};
 use crate::ops::Progress;
 use crate::ops::merge::Conflict;
-use crate::ops::merge::rules::Rules;
+use crate::ops::merge::rules::{FILE_MAX, Rules};
 use crate::ops::rebase::{Ending, MergeSettings, Merged, RebaseRequest, Rebased, Strategy, rebase_all};
 use crate::store::{self, BaseRef, Name, Store};
 use anyhow::Context as _;
 use clap::Args;
 use globset::{Glob, GlobMatcher};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use report::Report;
 use serde_json::json;
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Put clones on another version of their base.
 ///
@@ -107,9 +107,11 @@ struct Sum {
 
 impl Rebase {
     pub(super) fn run(self, context: &Context) -> Outcome {
-        let progress = Clones::new()?;
+        let progress = Clones::new("rebasing")?;
         let store = context.store()?;
         let requests = self.requests(&store)?;
+        // Before anything is changed: a report that cannot be written is noticed now.
+        let report = self.report.as_deref().map(Report::create).transpose()?;
         progress.bar.set_length(requests.len() as u64);
         let jobs = self.jobs.map_or_else(|| rayon::current_num_threads().div_ceil(2), usize::from);
         let (mut sum, mut reports, mut failure) = (Sum::default(), Vec::new(), None);
@@ -122,8 +124,8 @@ impl Rebase {
         if let Some(failure) = failure {
             return Err(failure);
         }
-        if let Some(file) = &self.report {
-            report::write(file, &reports)?;
+        if let Some(report) = report {
+            report.write(&reports)?;
         }
         if self.json.json {
             output::json(&reports)?;
@@ -170,7 +172,10 @@ impl Rebase {
         let mut rules = Rules::preset()?;
         if let Some(file) = &self.rules {
             let place = || format!("rules file {}", file.display());
-            let text = std::fs::read_to_string(file).with_context(place)?;
+            let mut text = String::new();
+            // One byte more than is taken: a file without an end is refused like any that is too long.
+            let file = File::open(file).with_context(place)?;
+            file.take(FILE_MAX + 1).read_to_string(&mut text).with_context(place)?;
             rules = rules.and(&text).with_context(place)?;
         }
         let program = std::env::current_exe().context("cannot find this program")?;
@@ -278,34 +283,5 @@ impl Sum {
         }
         let all = self.done + self.up_to_date + self.conflicts + self.running + self.failed;
         format!("{}: {}", count(all, "clone"), words.join(", "))
-    }
-}
-
-/// Progress in clones: a bar on a terminal; Ctrl-C stops the work.
-struct Clones {
-    bar: ProgressBar,
-    stop: Arc<AtomicBool>,
-}
-
-impl Clones {
-    fn new() -> std::io::Result<Self> {
-        let stop = interrupt::flag()?;
-        let terminal = std::io::stderr().is_terminal();
-        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(None, target);
-        if let Ok(style) = ProgressStyle::with_template("rebasing {bar:30} {pos} of {len} clones, {eta}") {
-            bar.set_style(style);
-        }
-        Ok(Self { bar, stop })
-    }
-}
-
-impl Progress for Clones {
-    fn total(&self, _: u64) {}
-
-    fn advance(&self, _: u64) {}
-
-    fn cancelled(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
     }
 }

@@ -216,6 +216,25 @@ impl Disk {
         }
     }
 
+    /// How many of its bytes each layer stores, the top first; zeros that a layer tells of are none.
+    ///
+    /// # Errors
+    /// As [`Disk::extent`].
+    pub fn stored_by_layer(&self) -> Result<Vec<u64>> {
+        let mut bytes = vec![0; self.layers.len()];
+        let mut at = 0;
+        while at < self.size() {
+            let extent = self.extent(GuestOffset(at))?;
+            let len = extent.len.clamp(1, self.size() - at);
+            if let Some(stored) = extent.depth.filter(|_| extent.data).and_then(|depth| bytes.get_mut(depth))
+            {
+                *stored += len;
+            }
+            at += len;
+        }
+        Ok(bytes)
+    }
+
     /// The run that starts at `at`, which must lie inside the disk.
     ///
     /// # Errors

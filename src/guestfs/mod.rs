@@ -13,6 +13,6 @@ mod time;
 mod window;
 
 pub use fsck::{Verdict, fsck};
-pub use partitions::{Partition, PartitionKind, partitions};
+pub use partitions::{Partition, PartitionKind, partitions, places};
 pub use time::Time;
 pub use window::Window;

@@ -121,6 +121,19 @@ pub fn partitions(disk: &dyn Bytes) -> Result<Vec<Partition>> {
     Ok(without_overlaps(entries))
 }
 
+/// Where filesystems may lie: the partitions of `disk`, or all of it as partition 0 when it has none.
+///
+/// # Errors
+/// Only what reading the disk gives.
+pub fn places(disk: &dyn Bytes) -> Result<Vec<Partition>> {
+    let mut found = partitions(disk)?;
+    if found.is_empty() {
+        let kind = PartitionKind::Mbr(0);
+        found.push(Partition { number: 0, start: GuestOffset(0), len: disk.size(), kind });
+    }
+    Ok(found)
+}
+
 fn without_overlaps(mut entries: Vec<Partition>) -> Vec<Partition> {
     entries.sort_by_key(|entry| entry.number);
     let mut kept: Vec<Partition> = Vec::new();

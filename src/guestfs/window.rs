@@ -1,10 +1,10 @@
-//! One partition as a disk of its own.
+//! A part of a disk as a disk of its own.
 
 use super::partitions::{Bytes, Partition};
 use crate::error::{Error, Result};
 use crate::units::{GuestOffset, length};
 
-/// A partition of a disk, readable from its own first byte on.
+/// A run of bytes of a disk, counted from its own first one.
 #[derive(Clone, Copy, Debug)]
 pub struct Window<B> {
     disk: B,
@@ -18,12 +18,34 @@ impl<B: Bytes> Window<B> {
     /// # Errors
     /// `Invalid` when the disk ends before the partition does.
     pub fn new(disk: B, partition: &Partition) -> Result<Self> {
-        let end = partition.start.0.checked_add(partition.len);
-        if end.is_none_or(|end| end > disk.size()) {
-            let number = partition.number;
-            return Err(Error::invalid(format!("partition {number} reaches past the end of the disk")));
+        let number = partition.number;
+        Self::at(disk, partition.start, partition.len)
+            .map_err(|error| error.at(format!("partition {number}")))
+    }
+
+    /// The `len` bytes of `disk` from `start` on.
+    ///
+    /// # Errors
+    /// `Invalid` when they do not lie inside the disk.
+    pub fn at(disk: B, start: GuestOffset, len: u64) -> Result<Self> {
+        match start.0.checked_add(len) {
+            Some(end) if end <= disk.size() => Ok(Self { disk, start, len }),
+            _ => Err(Error::invalid(format!("{len} bytes at {start} reach past the end of the disk"))),
         }
-        Ok(Self { disk, start: partition.start, len: partition.len })
+    }
+
+    pub(super) fn disk(&self) -> &B {
+        &self.disk
+    }
+
+    /// Where `len` bytes from `at` on lie on the disk.
+    pub(super) fn place(&self, at: GuestOffset, len: usize) -> Result<GuestOffset> {
+        match at.0.checked_add(length(len)) {
+            Some(end) if end <= self.len => Ok(self.start + at.0),
+            _ => Err(Error::invalid(format!(
+                "{len} bytes at {at} reach past the end of the filesystem's place"
+            ))),
+        }
     }
 }
 
@@ -33,9 +55,6 @@ impl<B: Bytes> Bytes for Window<B> {
     }
 
     fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
-        if at.0.checked_add(length(buf.len())).is_none_or(|end| end > self.len) {
-            return Err(Error::invalid(format!("a read at {at} reaches past the end of the partition")));
-        }
-        self.disk.read(buf, self.start + at.0)
+        self.disk.read(buf, self.place(at, buf.len())?)
     }
 }

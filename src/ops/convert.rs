@@ -1,8 +1,8 @@
 //! Formats that `qemu-img` reads for us: a child with limits, without a network, that gets one open file.
 
-use super::Progress;
 use super::import::Format;
 use super::source::SourceFile;
+use super::{Progress, check_cancelled};
 use crate::error::{Error, Kind, Result};
 use crate::store::DISK_MAX;
 use crate::units::{GIB, MIB};
@@ -176,12 +176,11 @@ fn wait(child: &mut Child, progress: &dyn Progress) -> Result<ExitStatus> {
         if let Some(status) = ended {
             return Ok(status);
         }
-        if progress.cancelled() {
+        check_cancelled(progress).inspect_err(|_| {
             // That it ended by itself just now is as good.
             let _ = child.kill();
             let _ = child.wait();
-            return Err(Error::new(Kind::Interrupted, "stopped; nothing was changed"));
-        }
+        })?;
         thread::sleep(Duration::from_millis(20));
     }
 }

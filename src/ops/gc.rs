@@ -5,7 +5,6 @@ use super::scan::{Against, scan, scan_against};
 use super::version::Delta;
 use crate::error::{Error, Kind, Result};
 use crate::store::{Access, BaseRef, Flattened, Name, Standing, Store, Target};
-use crate::units::GuestOffset;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -251,21 +250,8 @@ impl Choice<'_> {
     fn read_shares(&self, version: u32) -> Result<BTreeMap<u32, u64>> {
         let base = Target::Base(BaseRef::exact(self.name.clone(), version));
         let open = self.store.open_target(&base, Access::Inspect)?;
-        let disk = &open.disk;
-        let line: Vec<u32> = std::iter::successors(Some(version), |version| self.parent(*version))
-            .take(disk.layers().len())
-            .collect();
-        let mut shares = BTreeMap::new();
-        let mut at = 0;
-        while at < disk.size() {
-            let extent = disk.extent(GuestOffset(at))?;
-            let len = extent.len.clamp(1, disk.size() - at);
-            if let (true, Some(from)) = (extent.data, extent.depth.and_then(|depth| line.get(depth))) {
-                *shares.entry(*from).or_insert(0) += len;
-            }
-            at += len;
-        }
-        Ok(shares)
+        let line = std::iter::successors(Some(version), |version| self.parent(*version));
+        Ok(line.zip(open.disk.stored_by_layer()?).collect())
     }
 
     fn plan(mut self) -> Result<Plan> {

@@ -4,11 +4,11 @@ use super::Progress;
 use super::convert::convert;
 use super::scan::{Nowhere, scan};
 use super::source::{Source, SourceFile};
-use super::version::{Stored, padded, store_delta, store_disk};
+use super::version::{padded, store_delta, store_disk};
 use crate::disk::{Disk, Layer, RawLayer};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
-use crate::store::{Access, Base, DiskFormat, Name, NewBase, Scratch, Store};
+use crate::store::{Access, Base, DiskFormat, Finished, Name, NewBase, Scratch, Store};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ pub fn import(store: &Store, request: &ImportRequest, progress: &dyn Progress) -
         Format::Raw | Format::Qcow2 => native(request, top, format, &new, progress)?,
         _ => converted(&top, format, &new, progress).map_err(|error| error.at(&source))?,
     };
-    new.commit(stored.finished(&source))
+    new.commit(stored, &source)
 }
 
 /// Makes a clone's present content the next version of a base. The clone stays as it is.
@@ -79,7 +79,7 @@ pub fn promote(store: &Store, clone: &Name, base: &Name, progress: &dyn Progress
     let new = store.new_version(base)?;
     let stored =
         store_disk(&open.disk, &new, progress).map_err(|error| error.at(format!("clone {clone}")))?;
-    new.commit(stored.finished(&format!("clone {clone}")))
+    new.commit(stored, &format!("clone {clone}"))
 }
 
 /// Makes what a throw-away layer shows the next version of a base.
@@ -94,7 +94,7 @@ pub fn promote_scratch(
 ) -> Result<Base> {
     let new = store.new_version(base)?;
     let stored = store_disk(&scratch.disk.disk, &new, progress)?;
-    new.commit(stored.finished("an edit of the version before"))
+    new.commit(stored, "an edit of the version before")
 }
 
 fn native(
@@ -103,7 +103,7 @@ fn native(
     format: Format,
     new: &NewBase,
     progress: &dyn Progress,
-) -> Result<Stored> {
+) -> Result<Finished> {
     let source = Source::open(request, top, format)?;
     let stored =
         store_disk(&source.disk, new, progress).map_err(|error| error.at(request.source.display()))?;
@@ -112,7 +112,7 @@ fn native(
 }
 
 /// The child writes a raw file; its content is then read once for the sums, and once more for a delta.
-fn converted(top: &SourceFile, format: Format, new: &NewBase, progress: &dyn Progress) -> Result<Stored> {
+fn converted(top: &SourceFile, format: Format, new: &NewBase, progress: &dyn Progress) -> Result<Finished> {
     let path = new.disk_path(DiskFormat::Raw);
     convert(top, format, &path, progress)?;
     top.unchanged()?;
@@ -131,7 +131,7 @@ fn converted(top: &SourceFile, format: Format, new: &NewBase, progress: &dyn Pro
     }
     let mut list = new.create_sums()?;
     let sums = scan(&disk, size, &Nowhere, progress, &mut |sum| list.push(sum))?;
-    Ok(Stored { format: DiskFormat::Raw, is_delta: false, size, sums, list })
+    Ok(Finished { format: DiskFormat::Raw, is_delta: false, size, sums, list })
 }
 
 impl std::str::FromStr for Format {

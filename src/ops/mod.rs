@@ -16,6 +16,8 @@ mod source;
 pub mod verify;
 mod version;
 
+use crate::error::{Error, Kind, Result};
+
 /// Who is told how far a job is, and who may stop it. Called from several threads.
 pub trait Progress: Sync {
     /// The job is `bytes` long in all.
@@ -24,6 +26,14 @@ pub trait Progress: Sync {
     fn advance(&self, bytes: u64);
     /// Whether the job shall stop; it then ends with `Interrupted` and leaves nothing behind.
     fn cancelled(&self) -> bool;
+}
+
+/// Ends a job that shall stop and has changed nothing yet that stays.
+fn check_cancelled(progress: &dyn Progress) -> Result<()> {
+    match progress.cancelled() {
+        true => Err(Error::new(Kind::Interrupted, "stopped; nothing was changed")),
+        false => Ok(()),
+    }
 }
 
 /// Nobody is told, nobody stops it.

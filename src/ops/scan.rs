@@ -1,14 +1,15 @@
 //! One pass over a disk: the sums of all blocks, and on the way a copy of it, or of what differs from another disk.
 
-use super::Progress;
+use super::{Progress, check_cancelled};
 use crate::disk::{Disk, DiskExtent};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::store::{BLOCK, BlockSum, ContentSums, Sums};
 use crate::units::{GIB, GuestOffset, HostOffset, MIB, index, length};
 use crate::zero::is_zero;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What one thread reads at a time: a multiple of [`BLOCK`].
 pub(super) const CHUNK: u64 = 4 * MIB;
@@ -37,6 +38,33 @@ pub(super) struct Nowhere;
 
 impl Sink for Nowhere {
     fn put(&self, _: &[u8], _: u64) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Nowhere, but counted.
+#[derive(Default)]
+pub(super) struct Count {
+    data: AtomicU64,
+    zeros: AtomicU64,
+}
+
+impl Count {
+    /// Bytes that were put and are not all zero.
+    pub(super) fn data(&self) -> u64 {
+        self.data.load(Ordering::Relaxed)
+    }
+
+    /// All bytes that were put.
+    pub(super) fn all(&self) -> u64 {
+        self.data() + self.zeros.load(Ordering::Relaxed)
+    }
+}
+
+impl Sink for Count {
+    fn put(&self, data: &[u8], _: u64) -> Result<()> {
+        let kind = if is_zero(data) { &self.zeros } else { &self.data };
+        kind.fetch_add(length(data.len()), Ordering::Relaxed);
         Ok(())
     }
 }
@@ -225,7 +253,7 @@ impl Scan<'_> {
         let window = CHUNK * length(rayon::current_num_threads().max(1)) * each_thread;
         let mut at = self.start;
         while at < self.size {
-            self.check_cancelled()?;
+            check_cancelled(self.progress)?;
             let skipped = self.skip(at, self.size.min(at + STRIDE))? / CHUNK * CHUNK;
             if skipped > 0 {
                 if self.sums {
@@ -247,13 +275,6 @@ impl Scan<'_> {
             at = end;
         }
         Ok(())
-    }
-
-    fn check_cancelled(&self) -> Result<()> {
-        match self.progress.cancelled() {
-            true => Err(Error::new(Kind::Interrupted, "stopped; nothing was changed")),
-            false => Ok(()),
-        }
     }
 
     fn known(&self, at: u64) -> Result<Known> {
@@ -301,7 +322,7 @@ impl Scan<'_> {
     }
 
     fn chunk(&self, start: u64, buf: &mut Buffers) -> Result<Chunk> {
-        self.check_cancelled()?;
+        check_cancelled(self.progress)?;
         let len = CHUNK.min(self.size - start);
         if self.skip(start, start + len)? == len && len == CHUNK {
             self.progress.advance(len);
@@ -378,7 +399,7 @@ impl Scan<'_> {
         }
         let mut unreadable = Vec::new();
         for (number, block) in buf.chunks_mut(index(BLOCK)).enumerate() {
-            self.check_cancelled()?;
+            check_cancelled(self.progress)?;
             if read(self.disk, block, start + length(number) * BLOCK).is_err() {
                 block.fill(0);
                 unreadable.push(number);

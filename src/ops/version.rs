@@ -5,26 +5,10 @@ use super::scan::{Against, Flat, Sink, scan, scan_against};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
-use crate::store::{BLOCK, BlockSum, DISK_MAX, DiskFormat, Finished, NewBase, OpenDisk, SumFile, Sums};
+use crate::store::{BLOCK, BlockSum, DISK_MAX, DiskFormat, Finished, NewBase, OpenDisk};
 use crate::units::{GuestOffset, SECTOR, length};
 use crate::zero::is_zero;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// A disk that was stored in a new version.
-pub(super) struct Stored {
-    pub(super) format: DiskFormat,
-    pub(super) is_delta: bool,
-    pub(super) size: u64,
-    pub(super) sums: Sums,
-    pub(super) list: SumFile,
-}
-
-impl Stored {
-    pub(super) fn finished(self, source: &str) -> Finished<'_> {
-        let Self { format, is_delta, size, sums, list } = self;
-        Finished { format, is_delta, size, sums, list, source }
-    }
-}
 
 /// A delta in the making: what differs from the layers below it.
 pub(super) struct Delta<'a> {
@@ -59,7 +43,7 @@ impl Sink for Delta<'_> {
 }
 
 /// Stores all of `disk` in the new version.
-pub(super) fn store_disk(disk: &Disk, new: &NewBase, progress: &dyn Progress) -> Result<Stored> {
+pub(super) fn store_disk(disk: &Disk, new: &NewBase, progress: &dyn Progress) -> Result<Finished> {
     if let Some(before) = new.open_before()?
         && let Some(stored) = store_delta(disk, &before, new, progress)?
     {
@@ -68,13 +52,13 @@ pub(super) fn store_disk(disk: &Disk, new: &NewBase, progress: &dyn Progress) ->
     store_whole(disk, new, progress)
 }
 
-fn store_whole(disk: &Disk, new: &NewBase, progress: &dyn Progress) -> Result<Stored> {
+fn store_whole(disk: &Disk, new: &NewBase, progress: &dyn Progress) -> Result<Finished> {
     let size = padded(disk.size())?;
     let out = new.create_disk(DiskFormat::Raw)?;
     out.set_len(size).map_err(|error| Error::io(format!("cannot make a file of {size} bytes"), error))?;
     let mut list = new.create_sums()?;
     let sums = scan(disk, size, &Flat(&out), progress, &mut |sum| list.push(sum))?;
-    Ok(Stored { format: DiskFormat::Raw, is_delta: false, size, sums, list })
+    Ok(Finished { format: DiskFormat::Raw, is_delta: false, size, sums, list })
 }
 
 /// Stores what differs from the version before; `None`, and nothing is stored, when that is more than half of what is
@@ -84,7 +68,7 @@ pub(super) fn store_delta(
     before: &OpenDisk,
     new: &NewBase,
     progress: &dyn Progress,
-) -> Result<Option<Stored>> {
+) -> Result<Option<Finished>> {
     let size = padded(disk.size())?;
     let delta = new.create_delta(size)?;
     let mut list = new.create_sums()?;
@@ -101,7 +85,7 @@ pub(super) fn store_delta(
         new.remove_disk(DiskFormat::Qcow2)?;
         return Ok(None);
     }
-    Ok(Some(Stored { format: DiskFormat::Qcow2, is_delta: true, size, sums, list }))
+    Ok(Some(Finished { format: DiskFormat::Qcow2, is_delta: true, size, sums, list }))
 }
 
 /// The size of a disk whose image has `len` bytes: whole sectors.

@@ -31,7 +31,7 @@ pub(crate) struct NewBase {
 }
 
 /// What a base version becomes, when its disk is written.
-pub(crate) struct Finished<'a> {
+pub(crate) struct Finished {
     /// How its disk is stored.
     pub(crate) format: DiskFormat,
     /// Whether it is a delta over the version before it.
@@ -42,8 +42,6 @@ pub(crate) struct Finished<'a> {
     pub(crate) sums: Sums,
     /// The list of them.
     pub(crate) list: SumFile,
-    /// Where it came from, for people to read.
-    pub(crate) source: &'a str,
 }
 
 impl Store {
@@ -60,9 +58,7 @@ impl Store {
         let before = Some(self.base(&BaseRef { name: name.clone(), version: None })?);
         Ok(NewBase { store: self.clone(), name: name.clone(), before, staging: stage(&lock, name)? })
     }
-}
 
-impl Store {
     /// The empty `file` at `path` as a delta of `size` bytes over a version (over nothing, when `None`), open for
     /// writing, in a folder beside that version's.
     pub(super) fn chain_over(
@@ -173,9 +169,9 @@ impl NewBase {
         Ok(SumFile::new(folder))
     }
 
-    /// Seals the disk and puts the version in its place.
-    pub(crate) fn commit(mut self, finished: Finished<'_>) -> Result<Base> {
-        let manifest = self.seal(finished)?;
+    /// Seals the disk and puts the version in its place; `source` says where it came from, for people to read.
+    pub(crate) fn commit(mut self, finished: Finished, source: &str) -> Result<Base> {
+        let manifest = self.seal(finished, source)?;
         let _lock = self.store.lock()?;
         let Some(before) = self.before.clone() else {
             self.store.refuse_taken(&self.name)?;
@@ -198,7 +194,7 @@ impl NewBase {
         let staged = self.staging.folder().folder(self.name.as_str()).map_err(cannot)?;
         self.staging
             .put_as((&staged, &FIRST.to_string()), (&versions, &version.to_string()))
-            .map_err(|error| Error::io(format!("cannot write base {}", self.name), error))?;
+            .map_err(cannot)?;
         Ok(base_of(&self.name, version, manifest))
     }
 
@@ -210,8 +206,8 @@ impl NewBase {
         )
     }
 
-    fn seal(&self, finished: Finished<'_>) -> Result<BaseManifest> {
-        let Finished { format, is_delta, size, sums, list, source } = finished;
+    fn seal(&self, finished: Finished, source: &str) -> Result<BaseManifest> {
+        let Finished { format, is_delta, size, sums, list } = finished;
         let manifest = seal_in(&self.folder()?, format, list, |fingerprint| BaseManifest {
             manifest: FORMAT,
             format,

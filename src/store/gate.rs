@@ -119,9 +119,6 @@ impl Store {
         loop {
             let held = locks.len();
             let mut manifest = self.written_manifest(name)?;
-            if manifest.next.is_none() {
-                self.base_of_clone(&place, &manifest.base)?;
-            }
             let file = open_locked(folder, CLONE_DISK, way, &place, locks)?;
             let opened = file.file().metadata().map_err(cannot)?.ino();
             let image = self.active_image(folder, file, way).map_err(|error| error.at(&place))?;

@@ -212,8 +212,7 @@ impl Store {
     /// All base versions that a clone's layers stand on, those of its checkpoints included.
     pub(super) fn bases_below(&self, clone: &Clone) -> Result<Vec<BaseId>> {
         let folder = self.clone_folder(&clone.name)?;
-        let manifest = self.written_manifest(&clone.name)?;
-        let mut found: Vec<BaseId> = std::iter::once(manifest.base).chain(manifest.next).collect();
+        let mut found = vec![clone.base.clone()];
         let names = folder.names().map_err(|error| cannot_list(&folder, error))?;
         for number in names.iter().filter_map(|name| checkpoint_of_file(name)) {
             if let Some(checkpoint) = manifest::load::<CheckpointManifest>(&folder, &checkpoint_file(number))?

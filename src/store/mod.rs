@@ -36,7 +36,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use bases::{Finished, NewBase, SumFile};
+pub(crate) use bases::{Finished, NewBase};
 pub use digest::{BLOCK, Digest};
 pub(crate) use digest::{BlockSum, ContentSums, Sums};
 pub(crate) use flatten::Flattened;

@@ -35,6 +35,11 @@ impl OpenDisk {
         &self.files
     }
 
+    /// How many layers at its bottom are the same files as those at the bottom of another chain.
+    pub(crate) fn shared_with(&self, other: &[PathBuf]) -> usize {
+        self.files.iter().rev().zip(other.iter().rev()).take_while(|(one, other)| one == other).count()
+    }
+
     /// Whether it was opened for writing.
     #[must_use]
     pub fn is_writable(&self) -> bool {

@@ -10,7 +10,7 @@ use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::qcow2::{BackingName, Image, OpenOptions};
 use crate::storage::{HostFile, Storage};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A clone that nobody else has open, with an empty layer over another base version; nothing is changed before
@@ -69,6 +69,11 @@ impl Store {
 }
 
 impl Rebase {
+    /// What the clone stands on: nobody changes that any more.
+    pub(crate) fn from(&self) -> &BaseId {
+        &self.held.manifest.base
+    }
+
     /// The clone as it is, for reading.
     pub(crate) fn old(&self) -> &Disk {
         &self.old
@@ -79,10 +84,14 @@ impl Rebase {
         &self.new.disk
     }
 
+    /// The files of the clone as it is, the top first.
+    pub(crate) fn old_files(&self) -> &[PathBuf] {
+        &self.held.chain.files
+    }
+
     /// Layers at the bottom of both that are the same files.
     pub(crate) fn shared(&self) -> usize {
-        let pairs = self.held.chain.files.iter().rev().zip(self.new.files().iter().rev());
-        pairs.take_while(|(old, new)| old == new).count()
+        self.new.shared_with(self.old_files())
     }
 
     /// A folder that goes with it, with room for files of the work.

@@ -4,14 +4,31 @@ use crate::ops::merge::unified::printable;
 use crate::ops::merge::{Clash, Conflict, Side};
 use anyhow::Context;
 use serde_json::Value;
-use std::fmt::Write;
-use std::path::Path;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
-/// Writes the reports of clones into `file`: JSON when its name says so, else text.
-pub(super) fn write(file: &Path, reports: &[Value]) -> anyhow::Result<()> {
-    let is_json = file.extension().is_some_and(|end| end == "json");
-    let text = if is_json { serde_json::to_string_pretty(reports)? } else { page(reports) };
-    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+/// The file of a report.
+pub(super) struct Report {
+    file: File,
+    path: PathBuf,
+}
+
+impl Report {
+    /// Makes the file, or empties it.
+    pub(super) fn create(path: &Path) -> anyhow::Result<Self> {
+        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Writes the reports of clones: JSON when the file's name says so, else text.
+    pub(super) fn write(mut self, reports: &[Value]) -> anyhow::Result<()> {
+        let is_json = self.path.extension().is_some_and(|end| end == "json");
+        let text = if is_json { serde_json::to_string_pretty(reports)? } else { page(reports) };
+        let written = self.file.write_all(text.as_bytes());
+        written.with_context(|| format!("cannot write {}", self.path.display()))
+    }
 }
 
 /// A conflict in words.

@@ -53,7 +53,7 @@ impl Edit {
         let code = ran.with_context(dropped)?.code;
         if self.signals.cancelled() {
             failure::write_line(&format!("{}: it was asked to end", dropped()));
-            return Ok(ExitCode::from(if code == 0 { INTERRUPTED } else { code }));
+            return Ok(ExitCode::from(if code == 0 { failure::INTERRUPTED } else { code }));
         }
         if code != 0 {
             let sentence = format!("{}: the machine ended with code {code}", dropped());
@@ -73,9 +73,6 @@ impl Edit {
         Ok(ExitCode::SUCCESS)
     }
 }
-
-/// As shells count Ctrl-C.
-const INTERRUPTED: u8 = 130;
 
 /// The newest version of the base that `target` means; another one is never meant.
 fn newest(store: &Store, target: &Target) -> Result<Base> {

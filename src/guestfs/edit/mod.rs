@@ -19,7 +19,7 @@ use super::Time;
 pub use child::serve;
 pub use editor::{Editor, Report};
 pub use line::Limits;
-pub use volume::{Volume, Window};
+pub use volume::Volume;
 
 pub(super) use editor::printed;
 pub(super) use line::{Line, Peer, reply};

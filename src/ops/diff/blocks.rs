@@ -1,16 +1,15 @@
 //! What differs between two disks, as blocks.
 
 use crate::disk::Disk;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::guestfs::partitions::Partition;
-use crate::ops::Progress;
-use crate::ops::scan::{Against, Sink, difference_in};
+use crate::ops::scan::{Against, Count, Sink, difference_in};
+use crate::ops::{Progress, check_cancelled};
 use crate::units::{GuestOffset, MIB, index, length};
 use crate::zero::is_zero;
 use parking_lot::Mutex;
 use serde::Serialize;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most extents that are listed: they take 24 bytes of memory each.
 const MOST: usize = 1 << 25;
@@ -44,17 +43,6 @@ impl Sink for List {
     }
 }
 
-/// Counts the bytes that are put.
-#[derive(Default)]
-struct Count(AtomicU64);
-
-impl Sink for Count {
-    fn put(&self, data: &[u8], _: u64) -> Result<()> {
-        self.0.fetch_add(length(data.len()), Ordering::Relaxed);
-        Ok(())
-    }
-}
-
 /// All runs of two disks that differ, in order; the shorter one reads as zeros past its end.
 pub(super) fn list(new: &Disk, old: Against<'_>, progress: &dyn Progress) -> Result<Vec<BlockChange>> {
     let found = List::default();
@@ -73,7 +61,7 @@ pub(super) fn list(new: &Disk, old: Against<'_>, progress: &dyn Progress) -> Res
 pub(super) fn count(new: &Disk, old: Against<'_>, range: Range<u64>, progress: &dyn Progress) -> Result<u64> {
     let found = Count::default();
     difference_in(new, old, range, &found, progress)?;
-    Ok(found.0.into_inner())
+    Ok(found.all())
 }
 
 /// The same of two places, wherever they lie.
@@ -93,9 +81,7 @@ pub(super) fn count_places(
     let (mut a, mut b) = (vec![0; index(PIECE)], vec![0; index(PIECE)]);
     let (mut at, mut found) = (0, 0);
     while at < len {
-        if progress.cancelled() {
-            return Err(Error::new(Kind::Interrupted, "stopped; nothing was changed"));
-        }
+        check_cancelled(progress)?;
         let piece = (len - at).min(PIECE);
         read(new, &mut a[..index(piece)], at)?;
         read(old, &mut b[..index(piece)], at)?;

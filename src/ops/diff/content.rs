@@ -4,10 +4,10 @@ use super::files::{Located, counterparts, kind_word};
 use super::{Both, Pair, is_related};
 use crate::error::{Error, Kind, Result};
 use crate::guestfs::ext4::{FileKind, Ino};
-use crate::ops::Progress;
 use crate::ops::merge::same::is_same;
 use crate::ops::merge::unified::unified;
 use crate::ops::merge::volumes::Volume;
+use crate::ops::{Progress, check_cancelled};
 use crate::units::{GIB, MIB, index, length};
 use serde::Serialize;
 
@@ -182,9 +182,7 @@ impl File<'_, '_> {
         let (mut hasher, mut buf, mut at) = (blake3::Hasher::new(), vec![0; PIECE], 0);
         progress.total(content.size());
         while at < content.size() {
-            if progress.cancelled() {
-                return Err(Error::new(Kind::Interrupted, "stopped; nothing was changed"));
-            }
+            check_cancelled(progress)?;
             let len = content.read(at, &mut buf)?;
             hasher.update(&buf[..len]);
             progress.advance(length(len));

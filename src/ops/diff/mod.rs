@@ -9,14 +9,12 @@ mod probe;
 use super::Progress;
 use super::merge::same::is_same;
 use super::merge::volumes::Volume;
-use super::rebase::shared;
 use super::scan::Against;
 use crate::disk::Disk;
 use crate::error::{Error, Kind, Result};
 use crate::guestfs::Window;
-use crate::guestfs::partitions::{Partition, PartitionKind, partitions};
+use crate::guestfs::partitions::{Partition, places};
 use crate::store::{Access, BaseRef, OpenDisk, Store, Target};
-use crate::units::GuestOffset;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -212,13 +210,13 @@ impl Pair {
             old: store.open_target(&old, Access::Read)?,
             new: store.open_target(&request.new, Access::Read)?,
         };
-        let shared = shared(&disks.old, &disks.new);
+        let shared = disks.old.shared_with(disks.new.files());
         Ok(Self { disks, names, shared })
     }
 
     /// The places of both disks that have the same number.
     fn places(&self) -> Result<Vec<Place>> {
-        let (old, new) = (places(&self.disks.old.disk)?, places(&self.disks.new.disk)?);
+        let (old, new) = (by_number(&self.disks.old.disk)?, by_number(&self.disks.new.disk)?);
         let numbers: BTreeSet<u32> = old.keys().chain(new.keys()).copied().collect();
         let place = |number| Place(Both { old: old.get(&number).copied(), new: new.get(&number).copied() });
         Ok(numbers.into_iter().map(place).collect())
@@ -309,14 +307,8 @@ fn is_related(pair: &Pair, volumes: &Both<Volume<'_>>) -> bool {
     pair.shared > 0 && uuid(&volumes.old) == uuid(&volumes.new)
 }
 
-/// The partitions of a disk by number; without a table the whole disk, as 0.
-fn places(disk: &Disk) -> Result<BTreeMap<u32, Partition>> {
-    let mut found = partitions(disk)?;
-    if found.is_empty() {
-        let kind = PartitionKind::Mbr(0);
-        found.push(Partition { number: 0, start: GuestOffset(0), len: disk.size(), kind });
-    }
-    Ok(found.into_iter().map(|place| (place.number, place)).collect())
+fn by_number(disk: &Disk) -> Result<BTreeMap<u32, Partition>> {
+    Ok(places(disk)?.into_iter().map(|place| (place.number, place)).collect())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! was moved must not be told as thousands of files.
 
 use crate::guestfs::ext4::FileKind;
+use crate::ops::merge::Pairs;
 use crate::ops::merge::tree::{Tree, is_same_inode};
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -32,24 +33,6 @@ pub(super) struct Pairing<'a> {
     pub(super) added: Vec<Entry<'a>>,
     /// Folders of the new tree of whose names one went, came, or leads to another file.
     pub(super) touched: HashSet<u32>,
-}
-
-/// Folders of the old tree with those of the new one, and back.
-#[derive(Default)]
-struct Folders {
-    to: HashMap<u32, u32>,
-    from: HashMap<u32, u32>,
-}
-
-impl Folders {
-    fn add(&mut self, old: u32, new: u32) -> bool {
-        if self.to.contains_key(&old) || self.from.contains_key(&new) {
-            return false;
-        }
-        self.to.insert(old, new);
-        self.from.insert(new, old);
-        true
-    }
 }
 
 /// Pairs two trees; `related`: inode numbers mean the same in both.
@@ -95,7 +78,7 @@ pub(super) fn pair<'a>(old: &'a Tree, new: &'a Tree, related: bool) -> Pairing<'
 
 impl Pairing<'_> {
     /// What went and came is one move where it is the same file.
-    fn find_moves(&mut self, old: &Tree, new: &Tree, folders: &Folders, related: bool) {
+    fn find_moves(&mut self, old: &Tree, new: &Tree, folders: &Pairs, related: bool) {
         let mut places: HashMap<u32, VecDeque<usize>> = HashMap::new();
         for (at, added) in self.added.iter().enumerate() {
             places.entry(added.ino).or_default().push_back(at);
@@ -125,8 +108,8 @@ impl Pairing<'_> {
     }
 }
 
-fn folders(old: &Tree, new: &Tree, related: bool) -> Folders {
-    let mut folders = Folders::default();
+fn folders(old: &Tree, new: &Tree, related: bool) -> Pairs {
+    let mut folders = Pairs::default();
     folders.add(old.root, new.root);
     for ino in sorted_folders(old).into_iter().filter(|_| related) {
         if new.files.get(&ino).is_some_and(|is| is_same_inode(old.file(ino), is)) {

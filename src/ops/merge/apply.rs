@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::guestfs::edit::{Attributes, Edit, Editor, Kind, Node, Report, Volume};
 use crate::guestfs::ext4::Ino;
 use crate::guestfs::{Time, Verdict, fsck};
-use crate::ops::Progress;
+use crate::ops::{Progress, check_cancelled};
 use crate::units::{MIB, index, length};
 use std::path::Path;
 
@@ -35,9 +35,7 @@ pub fn apply(
 ) -> Result<Report> {
     let mut editor = Editor::start(program, volume)?;
     for step in &plan.steps {
-        if progress.cancelled() {
-            return Err(Error::new(crate::Kind::Interrupted, "stopped; nothing was changed"));
-        }
+        check_cancelled(progress)?;
         match step {
             Step::Edit(edit) => editor.send(edit.clone())?,
             Step::Put { node, bytes } => put(&mut editor, *node, bytes)?,

@@ -20,13 +20,16 @@ pub(super) struct Objects {
 
 /// Pairs of files of the old base with those of another version.
 #[derive(Default)]
-struct Pairs {
-    to: HashMap<u32, u32>,
-    from: HashMap<u32, u32>,
+pub(crate) struct Pairs {
+    /// From the old tree to the other one.
+    pub(crate) to: HashMap<u32, u32>,
+    /// And back.
+    pub(crate) from: HashMap<u32, u32>,
 }
 
 impl Pairs {
-    fn add(&mut self, old: u32, new: u32) -> bool {
+    /// Adds a pair; false when one of the two has another one.
+    pub(crate) fn add(&mut self, old: u32, new: u32) -> bool {
         if self.to.contains_key(&old) || self.from.contains_key(&new) {
             return false;
         }

@@ -5,13 +5,14 @@
 use super::Side;
 use super::derived::Comeback;
 use crate::error::{Error, Result};
+use crate::units::length;
 use globset::{Candidate, GlobBuilder, GlobSet, GlobSetBuilder};
 
 /// The rules that hold before any of the user's, in the format of a rules file.
 pub const PRESET: &str = include_str!("preset.rules");
 
 /// Longest rules file, in bytes.
-const FILE_MAX: usize = 1 << 20;
+pub const FILE_MAX: u64 = 1 << 20;
 /// Most rules in all.
 const RULES_MAX: usize = 4096;
 
@@ -123,7 +124,7 @@ impl Rules {
     /// # Errors
     /// `Invalid` names the line and what is wrong with it.
     pub fn and(mut self, file: &str) -> Result<Self> {
-        if file.len() > FILE_MAX {
+        if length(file.len()) > FILE_MAX {
             return Err(Error::invalid("a rules file has at most 1 MiB"));
         }
         for (index, line) in file.lines().enumerate() {

@@ -4,10 +4,10 @@
 //! what was changed, however long the files are.
 
 use super::volumes::Volume;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::guestfs::ext4::{Extent, Ino, Inode};
-use crate::ops::Progress;
 use crate::ops::scan::Against;
+use crate::ops::{Progress, check_cancelled};
 use crate::units::{index, length};
 use std::ops::Range;
 
@@ -51,13 +51,6 @@ pub fn is_same(
         }
     }
     Ok(true)
-}
-
-fn check_cancelled(progress: &dyn Progress) -> Result<()> {
-    match progress.cancelled() {
-        true => Err(Error::new(Kind::Interrupted, "stopped; nothing was changed")),
-        false => Ok(()),
-    }
 }
 
 /// Ranges of both files that are the same blocks of the same layers, in order.

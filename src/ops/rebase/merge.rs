@@ -3,18 +3,18 @@
 use super::{MergeSettings, Merged};
 use crate::disk::Disk;
 use crate::error::{Error, Kind, Result};
-use crate::guestfs::edit::{Volume as _, Window};
-use crate::guestfs::partitions::{Partition, PartitionKind, partitions};
+use crate::guestfs::Window;
+use crate::guestfs::edit::Volume as _;
+use crate::guestfs::partitions::{Partition, partitions, places};
 use crate::ops::Progress;
 use crate::ops::merge::tree::Tree;
 use crate::ops::merge::volumes::{Place, Volume, Volumes};
 use crate::ops::merge::{Plan, Three, apply, plan_system};
-use crate::ops::scan::{Against, Sink, difference_in};
+use crate::ops::scan::{Against, Count, difference_in};
 use crate::ops::version::Delta;
 use crate::units::{GuestOffset, length};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The three disks, and how many layers at the bottom are the same files: of old and new base, of old base and clone.
 #[derive(Clone, Copy)]
@@ -51,7 +51,7 @@ pub(super) fn prepare<'a>(
     label: &str,
     progress: &dyn Progress,
 ) -> Result<Work<'a>> {
-    let places = places(disks.three)?;
+    let places = common_places(disks.three)?;
     let mut work = Work { disks, filesystems: Vec::new(), copied: Vec::new(), report: Merged::default() };
     let mut rest = Vec::new();
     let mut at = 0;
@@ -79,8 +79,8 @@ pub(super) fn prepare<'a>(
     Ok(work)
 }
 
-/// The places that filesystems may be in; the whole disk when it has no partitions.
-fn places(disks: Three<&Disk>) -> Result<Vec<Partition>> {
+/// The places that filesystems may be in, in the order of the disk: they are the same on all three.
+fn common_places(disks: Three<&Disk>) -> Result<Vec<Partition>> {
     let old = partitions(disks.old)?;
     let same = partitions(disks.base)? == old && partitions(disks.clone)? == old;
     if !same || disks.old.size() != disks.clone.size() {
@@ -89,11 +89,8 @@ fn places(disks: Three<&Disk>) -> Result<Vec<Partition>> {
              another layout",
         ));
     }
-    if old.is_empty() {
-        let len = disks.old.size().min(disks.base.size());
-        return Ok(vec![Partition { number: 0, start: GuestOffset(0), len, kind: PartitionKind::Mbr(0) }]);
-    }
-    let mut places = old;
+    let shorter = if disks.base.size() < disks.old.size() { disks.base } else { disks.old };
+    let mut places = places(shorter)?;
     places.sort_by_key(|place| place.start.0);
     Ok(places)
 }
@@ -146,9 +143,9 @@ fn block_side(
 ) -> Result<Option<Range<u64>>> {
     let Three { old, base, clone } = disks.three;
     let differs = |disk: &Disk, shared: usize| {
-        let found = Any::default();
+        let found = Count::default();
         difference_in(disk, Against { disk: old, shared }, range.clone(), &found, progress)?;
-        Ok::<_, Error>(found.0.into_inner())
+        Ok::<_, Error>(found.all() > 0)
     };
     if !differs(clone, disks.shared[1])? {
         return Ok(None);
@@ -178,7 +175,7 @@ impl Work<'_> {
         progress: &dyn Progress,
     ) -> Result<()> {
         for Filesystem { place, volumes, trees, plan } in &self.filesystems {
-            let window = Window::new(new, place.start, place.len)?;
+            let window = Window::new(new, place)?;
             // The base may have been left without an unmount.
             let replayed = volumes.three.base.filesystem.bytes();
             for (block, data) in replayed.written() {
@@ -191,17 +188,6 @@ impl Work<'_> {
             let against = Against { disk: new, shared: 0 };
             difference_in(self.disks.three.clone, against, range.clone(), &Delta::new(new), progress)?;
         }
-        Ok(())
-    }
-}
-
-/// Whether anything was put.
-#[derive(Default)]
-struct Any(AtomicBool);
-
-impl Sink for Any {
-    fn put(&self, _: &[u8], _: u64) -> Result<()> {
-        self.0.store(true, Ordering::Relaxed);
         Ok(())
     }
 }

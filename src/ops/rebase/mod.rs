@@ -6,16 +6,13 @@ mod merge;
 use super::Progress;
 use super::merge::rules::Rules;
 use super::merge::{Conflict, Plan, Three};
-use super::scan::{Against, Sink, difference};
+use super::scan::{Against, Count, difference};
 use super::version::Delta;
-use crate::disk::Disk;
 use crate::error::{Error, Kind, Result};
-use crate::store::{Access, BaseId, BaseRef, Name, OpenDisk, Rebase, Store};
-use crate::units::length;
+use crate::store::{Access, BaseId, BaseRef, Name, Rebase, Store};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use fleet::{Ending, rebase_all};
 
@@ -144,6 +141,10 @@ pub fn rebase(store: &Store, request: &RebaseRequest, progress: &dyn Progress) -
         Strategy::Merge | Strategy::Replace => Some(store.base(&exact)?.size),
     };
     let work = store.begin_rebase(&request.clone, &exact, size)?;
+    if *work.from() != report.from {
+        let message = format!("clone {} was put on another base meanwhile; run it again", request.clone);
+        return Err(Error::new(Kind::Busy, message));
+    }
     let filled = fill(store, &work, request, &mut report, progress);
     if !filled.map_err(|error| error.at(format!("clone {}", request.clone)))? {
         return Ok(Outcome::Conflict(report));
@@ -163,17 +164,18 @@ pub fn plan(store: &Store, request: &RebaseRequest, progress: &dyn Progress) -> 
     match request.strategy {
         Strategy::Keep => {
             let count = Count::default();
-            difference(&old.disk, Against { disk: &new.disk, shared: shared(&old, &new) }, &count, progress)?;
-            report.own_bytes = Some(count.0.into_inner());
+            let shared = old.shared_with(new.files());
+            difference(&old.disk, Against { disk: &new.disk, shared }, &count, progress)?;
+            report.own_bytes = Some(count.data());
         }
         Strategy::Replace => report.own_bytes = Some(0),
         Strategy::Merge => {
             let from = store.open_base(&BaseRef::exact(report.from.name.clone(), report.from.version))?;
             let disks = merge::Disks {
                 three: Three { old: &from.disk, base: &new.disk, clone: &old.disk },
-                shared: [shared(&from, &new), shared(&from, &old)],
+                shared: [from.shared_with(new.files()), from.shared_with(old.files())],
             };
-            let work = merge::prepare(disks, &request.settings, &label(&report.onto), progress)
+            let work = merge::prepare(disks, &request.settings, &report.onto.to_string(), progress)
                 .map_err(|error| error.at(format!("clone {}", request.clone)))?;
             report.merge = Some(work.report);
         }
@@ -201,11 +203,6 @@ fn ends(store: &Store, request: &RebaseRequest) -> Result<Option<Rebased>> {
     Ok(Some(Rebased { clone, from, onto, strategy, own_bytes: None, checkpoint: None, merge: None }))
 }
 
-/// What the base's version of a file is called beside the clone's.
-fn label(onto: &BaseId) -> String {
-    format!("{}@{}", onto.name, onto.version)
-}
-
 /// Writes the new layer; false when it cannot be, because a conflict is open.
 fn fill(
     store: &Store,
@@ -226,51 +223,18 @@ fn fill(
             let onto = store.open_base(&BaseRef::exact(report.onto.name.clone(), report.onto.version))?;
             let disks = merge::Disks {
                 three: Three { old: &from.disk, base: &onto.disk, clone: work.old() },
-                shared: [shared(&from, &onto), from.disk.layers().len()],
+                shared: [from.shared_with(onto.files()), from.shared_with(work.old_files())],
             };
-            let planned = merge::prepare(disks, &request.settings, &label(&report.onto), progress)?;
-            let open = planned.report.open().next().is_some();
-            report.merge = Some(planned.report.clone());
-            if open {
+            let mut planned = merge::prepare(disks, &request.settings, &report.onto.to_string(), progress)?;
+            let merged = report.merge.insert(std::mem::take(&mut planned.report));
+            if merged.open().next().is_some() {
                 return Ok(false);
             }
             planned.carry_out(work.fresh(), (&request.settings.program, work.folder()), progress)?;
-            report.own_bytes = Some(own_bytes(work.fresh())?);
+            report.own_bytes = work.fresh().stored_by_layer()?.first().copied();
         }
     }
     Ok(true)
-}
-
-/// Bytes that the top layer of a disk holds.
-fn own_bytes(disk: &Disk) -> Result<u64> {
-    let (mut at, mut own) = (0, 0);
-    while at < disk.size() {
-        let extent = disk.extent(crate::units::GuestOffset(at))?;
-        if extent.data && extent.depth == Some(0) {
-            own += extent.len;
-        }
-        at += extent.len.max(1);
-    }
-    Ok(own)
-}
-
-/// Layers at the bottom of both that are the same files.
-pub(super) fn shared(one: &OpenDisk, other: &OpenDisk) -> usize {
-    let pairs = one.files().iter().rev().zip(other.files().iter().rev());
-    pairs.take_while(|(one, other)| one == other).count()
-}
-
-/// Counts what would be put.
-#[derive(Default)]
-struct Count(AtomicU64);
-
-impl Sink for Count {
-    fn put(&self, data: &[u8], _: u64) -> Result<()> {
-        if !crate::zero::is_zero(data) {
-            self.0.fetch_add(length(data.len()), Ordering::Relaxed);
-        }
-        Ok(())
-    }
 }
 
 impl std::str::FromStr for Strategy {
