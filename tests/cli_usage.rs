@@ -8,7 +8,7 @@ use common::{Shed, one_line, program};
 use std::fs;
 use std::process::{Command, Stdio};
 
-const COMMANDS: [&str; 25] = [
+const COMMANDS: [&str; 27] = [
     "import",
     "export",
     "clone",
@@ -19,6 +19,7 @@ const COMMANDS: [&str; 25] = [
     "info",
     "map",
     "diff",
+    "du",
     "path",
     "promote",
     "rebase",
@@ -27,6 +28,7 @@ const COMMANDS: [&str; 25] = [
     "checkpoints",
     "restore",
     "gc",
+    "shrink",
     "check",
     "verify",
     "mount",

@@ -4,11 +4,12 @@ use clap::Command;
 use std::fmt::Write;
 
 /// All commands, by what they are for.
-const GROUPS: [(&str, &[&str]); 7] = [
+const GROUPS: [(&str, &[&str]); 8] = [
     ("Images", &["import", "export"]),
     ("Clones", &["clone", "rename", "rm"]),
-    ("Look", &["list", "tree", "info", "map", "diff", "path"]),
+    ("Look", &["list", "tree", "info", "du", "map", "diff", "path"]),
     ("Update", &["promote", "rebase", "undo", "gc"]),
+    ("Give back", &["shrink"]),
     ("Go back", &["checkpoint", "checkpoints", "restore"]),
     ("Trust", &["check", "verify"]),
     ("Use", &["mount", "umount", "run"]),
@@ -24,6 +25,7 @@ Examples:
   cowshed list                                   what there is, and what it costs
   cowshed import --update debian new.qcow2       debian@2, as a delta over debian@1
   cowshed rebase --all --onto debian@2           every clone has the update and keeps its own changes
+  cowshed shrink --all                           the host gets back what no clone needs
 ";
 
 /// `command` with its overview in groups.

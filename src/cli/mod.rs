@@ -7,6 +7,7 @@ mod clone;
 mod completions;
 mod context;
 mod diff;
+mod du;
 mod export;
 mod failure;
 mod gc;
@@ -29,6 +30,7 @@ mod rename;
 mod restore;
 mod rm;
 mod run;
+mod shrink;
 mod tree;
 mod umount;
 mod undo;
@@ -65,6 +67,7 @@ enum Command {
     Info(info::Info),
     Map(map::Map),
     Diff(diff::Diff),
+    Du(du::Du),
     Path(path::Path),
     Checkpoint(checkpoint::Checkpoint),
     Checkpoints(checkpoints::Checkpoints),
@@ -73,6 +76,7 @@ enum Command {
     Rebase(rebase::Rebase),
     Undo(undo::Undo),
     Gc(gc::Gc),
+    Shrink(shrink::Shrink),
     Check(check::Check),
     Verify(verify::Verify),
     Mount(mount::Mount),
@@ -98,6 +102,7 @@ impl Command {
             Self::Info(command) => command.run(context),
             Self::Map(command) => command.run(context),
             Self::Diff(command) => command.run(context),
+            Self::Du(command) => command.run(context),
             Self::Path(command) => command.run(context),
             Self::Checkpoint(command) => command.run(context),
             Self::Checkpoints(command) => command.run(context),
@@ -106,6 +111,7 @@ impl Command {
             Self::Rebase(command) => command.run(context),
             Self::Undo(command) => command.run(context),
             Self::Gc(command) => command.run(context),
+            Self::Shrink(command) => command.run(context),
             Self::Check(command) => command.run(context),
             Self::Verify(command) => command.run(context),
             Self::Mount(command) => command.run(context),

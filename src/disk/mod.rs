@@ -158,6 +158,15 @@ impl Disk {
         self.layers[0].read(buf, at, &self.below())
     }
 
+    /// Reads what the disk would show without its top layer; the range must lie inside the disk.
+    ///
+    /// # Errors
+    /// As [`Image::read`].
+    pub fn read_below(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
+        self.check_range(at, length(buf.len()))?;
+        self.below().read(buf, at)
+    }
+
     /// Writes into the top layer; the range must lie inside the disk.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ mod mounted;
 mod newfile;
 pub mod rebase;
 mod scan;
+pub mod shrink;
 mod source;
 pub mod verify;
 mod version;

@@ -3,7 +3,7 @@
 use super::layout::{BASES, CLONES, base_disk, checkpoint_disk, checkpoint_file};
 use super::{Base, Broken, Clone, Name, Overview, Store, Survey, Target, Usage};
 use crate::error::{Error, Kind, Result};
-use crate::storage::{Folder, block_bytes, is_file};
+use crate::storage::{Folder, block_bytes, is_file, is_folder};
 use std::collections::{HashMap, HashSet};
 use std::io;
 
@@ -45,6 +45,25 @@ pub(super) fn of_folder(folder: &Folder) -> io::Result<Blocks> {
     Ok(Blocks { own: files.own + own, freed: files.freed + own })
 }
 
+/// Blocks of a folder and of all below it; a file of several names counts with its first one.
+fn below(folder: &Folder, seen: &mut HashSet<u64>) -> io::Result<u64> {
+    let mut bytes = block_bytes(folder.stat(".")?.st_blocks);
+    for name in folder.names()? {
+        let found = folder.stat(&name).and_then(|stat| {
+            Ok(match () {
+                () if is_file(&stat) && !seen.insert(stat.st_ino) => 0,
+                () if is_folder(&stat) => below(&folder.folder(&name)?, seen)?,
+                () => block_bytes(stat.st_blocks),
+            })
+        });
+        match found {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => bytes += found?,
+        }
+    }
+    Ok(bytes)
+}
+
 impl Store {
     /// What a clone or base costs on the host.
     ///
@@ -79,6 +98,16 @@ impl Store {
             Target::Base(base) => format!("{BASES}/{}/{}", base.name, self.resolve(base)?),
         };
         Ok(self.blocks_of(&folder)?.freed)
+    }
+
+    /// Blocks of the whole store, each file once.
+    ///
+    /// # Errors
+    /// The host's. What vanishes meanwhile counts nothing.
+    pub fn host_bytes(&self) -> Result<u64> {
+        let mut seen = HashSet::new();
+        let cannot = |error| Error::io(format!("cannot read {}", self.root().display()), error);
+        below(self.folder(), &mut seen).map_err(cannot)
     }
 
     /// What the host gets back when a checkpoint goes.

@@ -1,0 +1,181 @@
+//! Shrink: the bytes that a clone stores and nobody needs go back to the host.
+//!
+//! Nobody needs what is free in the guest's filesystems, what is the same as below the clone's own layer, and zeros. No
+//! byte that a guest can miss changes: so this needs no undo, and can be stopped and begun again at any moment.
+
+mod needless;
+
+use super::Progress;
+use crate::disk::Disk;
+use crate::error::{Error, Kind, Result};
+use crate::guestfs::free::{Area, Free, survey};
+use crate::qcow2::{Compacted, Ended};
+use crate::store::{Access, Name, Store, Target};
+use crate::units::GuestOffset;
+use needless::{Found, Search};
+use serde::Serialize;
+
+pub use needless::Needless;
+
+/// A part of the disk of which nobody knows what is free.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Left {
+    /// What it is.
+    pub what: String,
+    /// Why it is left whole.
+    pub reason: String,
+    /// Bytes of the clone's own layer in it.
+    pub own_bytes: u64,
+}
+
+/// A checkpoint's share of the host's space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Held {
+    /// The checkpoint.
+    pub number: u32,
+    /// What the host gets back when it goes.
+    pub bytes: u64,
+}
+
+/// What a clone costs on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Cost {
+    /// Blocks of its folder, checkpoints included.
+    pub host_bytes: u64,
+    /// Length of its file.
+    pub file_bytes: u64,
+}
+
+/// What a shrink did, or would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Shrunk {
+    /// The clone.
+    pub clone: Name,
+    /// Bytes that its own layer stored.
+    pub own_bytes: u64,
+    /// What of them nobody needs.
+    pub needless: Needless,
+    /// What it cost before.
+    pub before: Cost,
+    /// What it costs now; not known of a plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<Cost>,
+    /// Parts of the disk that are left whole.
+    pub left: Vec<Left>,
+    /// Checkpoints that hold space.
+    pub checkpoints: Vec<Held>,
+    /// Why the file is longer than what it holds, when it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bounded_by: Option<String>,
+}
+
+/// What [`shrink`] would do; nothing is changed.
+///
+/// # Errors
+/// As [`shrink`].
+pub fn plan(store: &Store, clone: &Name, progress: &dyn Progress) -> Result<Shrunk> {
+    let open = store.open_clone(clone, Access::Read)?;
+    let mut report = Shrunk::of(store, clone)?;
+    report.search(&open.disk, progress, &mut |_| Ok(()))?;
+    Ok(report)
+}
+
+/// Drops what nobody needs of a clone's own layer and makes its file as short as what it holds.
+///
+/// # Errors
+/// `NotFound`, `Busy` while somebody has the clone open, `Changed` (a base), `Corrupt`, `Interrupted` (what was dropped stays
+/// dropped), the host's.
+pub fn shrink(store: &Store, clone: &Name, progress: &dyn Progress) -> Result<Shrunk> {
+    let mut report = Shrunk::of(store, clone)?;
+    let mut open = store.open_clone(clone, Access::Write)?;
+    let place = |error: Error| error.at(format!("clone {clone}"));
+    report.search(&open.disk, progress, &mut |found| drop_from(&open.disk, found)).map_err(place)?;
+    open.disk.flush().map_err(place)?;
+    let compacted = open.disk.compact(&mut |_| !progress.cancelled()).map_err(place)?;
+    open.close()?;
+    report.bounded_by = bound(&compacted);
+    if compacted.ended == Ended::Stopped {
+        return Err(stopped());
+    }
+    report.after = Some(cost(store, clone)?);
+    Ok(report)
+}
+
+fn stopped() -> Error {
+    Error::new(Kind::Interrupted, "stopped; what was given back stays given back, run it again to go on")
+}
+
+fn drop_from(disk: &Disk, found: Found) -> Result<()> {
+    disk.drop_to_below(&mut found.drop.into_iter())?;
+    found.zero.into_iter().try_for_each(|range| disk.write_zeroes(GuestOffset(range.start), range.end - range.start))
+}
+
+/// Why a file did not get as short as what it holds.
+fn bound(compacted: &Compacted) -> Option<String> {
+    match (compacted.ended, compacted.held) {
+        (Ended::HostFull, _) => Some("the host has no room for a copy of what would be moved".to_owned()),
+        (_, Some(end)) => Some(format!("an internal snapshot or a bitmap ends at byte {end} of it")),
+        _ => None,
+    }
+}
+
+fn cost(store: &Store, clone: &Name) -> Result<Cost> {
+    let target = Target::Clone(clone.clone());
+    let path = store.path(&target)?;
+    let file = std::fs::metadata(&path)
+        .map_err(|error| Error::io(format!("cannot ask for the length of {}", path.display()), error))?;
+    Ok(Cost { host_bytes: store.usage(&target)?.own_bytes, file_bytes: file.len() })
+}
+
+impl Shrunk {
+    fn of(store: &Store, clone: &Name) -> Result<Self> {
+        let mut checkpoints = Vec::new();
+        for checkpoint in store.checkpoints(clone)? {
+            let bytes = store.checkpoint_bytes_if_removed(clone, checkpoint.number)?;
+            checkpoints.push(Held { number: checkpoint.number, bytes });
+        }
+        Ok(Self {
+            clone: clone.clone(),
+            own_bytes: 0,
+            needless: Needless::default(),
+            before: cost(store, clone)?,
+            after: None,
+            left: Vec::new(),
+            checkpoints,
+            bounded_by: None,
+        })
+    }
+
+    /// Looks for what nobody needs, and gives it to `drop` as it is found.
+    fn search(
+        &mut self,
+        disk: &Disk,
+        progress: &dyn Progress,
+        drop: &mut dyn FnMut(Found) -> Result<()>,
+    ) -> Result<()> {
+        let areas = survey(disk)?;
+        progress.total(disk.stored_by_layer()?.first().copied().unwrap_or(0));
+        let mut search = Search::new(disk, &areas)?;
+        while let Some(found) = search.next()? {
+            if progress.cancelled() {
+                return Err(stopped());
+            }
+            self.own_bytes += found.own;
+            self.needless += found.bytes;
+            progress.advance(found.own);
+            drop(found)?;
+        }
+        self.left = areas.iter().zip(search.own).filter_map(|(area, own)| left(area, own)).collect();
+        Ok(())
+    }
+}
+
+/// What is told of an area of which nobody knows what is free; nothing when the clone has nothing of its own in it.
+fn left(area: &Area, own_bytes: u64) -> Option<Left> {
+    match &area.free {
+        Free::Left(reason) if own_bytes > 0 => {
+            Some(Left { what: area.what.to_string(), reason: reason.clone(), own_bytes })
+        }
+        _ => None,
+    }
+}

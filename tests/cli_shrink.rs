@@ -1,0 +1,330 @@
+//! A shrunk clone costs the host less, and its guest misses nothing.
+//!
+//! Needs root: filesystems are changed and looked at by the kernel. `COWSHED_SEED=N` draws other files and other moments.
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+mod common {
+    pub mod cli;
+    pub mod ext;
+    pub mod rng;
+}
+
+use common::cli::Shed;
+use common::cli::store::{base_ref, file_digest, must, name, qemu_check};
+use common::ext::{Image, run, tool};
+use common::rng::{Rng, fresh_seed, seed_from_environment};
+use cowshed::store::{Access, CloneOptions, Store};
+use cowshed::units::GuestOffset;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+/// MiB of the disks.
+const DISK: u64 = 96;
+const OPTIONS: [&str; 4] = ["-t", "ext4", "-b", "4096"];
+
+/// Contents of all files below a folder.
+type Files = BTreeMap<String, blake3::Hash>;
+
+fn files(dir: &Path) -> Files {
+    let mut found = Files::new();
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().into_string().unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files(&entry.path()).into_iter().map(|(file, hash)| (format!("{name}/{file}"), hash)));
+        } else {
+            found.insert(name, file_digest(&entry.path()));
+        }
+    }
+    found
+}
+
+/// A base `os@1` with an ext4 filesystem, and what its disk is.
+struct Case {
+    shed: Shed,
+    old: Image,
+    base: blake3::Hash,
+}
+
+impl Case {
+    fn new(rng: &mut Rng) -> Self {
+        let old = Image::new(DISK, &OPTIONS);
+        {
+            let mount = old.mount(true);
+            (0..12).for_each(|n| fs::write(mount.path(format!("base-{n}")), rng.bytes(600_000)).unwrap());
+        }
+        let shed = Shed::new();
+        shed.ok(&["import", old.path().to_str().unwrap(), "--name", "os", "--format", "raw"]);
+        let base = file_digest(&shed.root().join("bases/os/1/disk.raw"));
+        Self { shed, old, base }
+    }
+
+    fn copy(&self) -> Image {
+        let copy = Image::new(DISK, &OPTIONS);
+        fs::copy(self.old.path(), copy.path()).unwrap();
+        copy
+    }
+
+    /// A clone whose disk is `disk`. What is the same as in the base is its own too, where `all`.
+    fn clone(&self, clone: &str, disk: &Path, all: bool) {
+        let store = Store::open(&self.shed.root()).unwrap();
+        store.create_clones(&base_ref("os"), &[name(clone)], &CloneOptions::default()).unwrap();
+        let open = store.open_clone(&name(clone), Access::Write).unwrap();
+        let (old, new) = (fs::read(self.old.path()).unwrap(), fs::read(disk).unwrap());
+        for (number, (old, new)) in old.chunks(4096).zip(new.chunks(4096)).enumerate() {
+            if old != new || (all && new.iter().any(|byte| *byte != 0)) {
+                open.disk.write(new, GuestOffset(number as u64 * 4096)).unwrap();
+            }
+        }
+        open.close().unwrap();
+    }
+
+    /// A clone that wrote 40 files, deleted 30 of them and wrote the base's blocks once more.
+    fn worn(&self, clone: &str, rng: &mut Rng) -> Files {
+        let disk = self.copy();
+        {
+            let mount = disk.mount(true);
+            (0..40).for_each(|n| fs::write(mount.path(format!("own-{n}")), rng.bytes(1_000_000)).unwrap());
+        }
+        self.clone(clone, disk.path().as_path(), true);
+        let kept = {
+            let mount = disk.mount(true);
+            (0..30).for_each(|n| fs::remove_file(mount.path(format!("own-{n}"))).unwrap());
+            files(&mount.at)
+        };
+        // The blocks of what is deleted stay the clone's own, as without discards.
+        let store = Store::open(&self.shed.root()).unwrap();
+        let open = store.open_clone(&name(clone), Access::Write).unwrap();
+        let new = fs::read(disk.path()).unwrap();
+        let mut old = vec![0; 4096];
+        for (number, new) in new.chunks(4096).enumerate() {
+            let at = GuestOffset(number as u64 * 4096);
+            open.disk.read(&mut old, at).unwrap();
+            if old != new {
+                open.disk.write(new, at).unwrap();
+            }
+        }
+        open.close().unwrap();
+        kept
+    }
+
+    /// What the kernel finds on a clone's disk, which must be in order for everybody.
+    fn check(&self, clone: &str) -> Files {
+        qemu_check(&self.shed.delta(clone));
+        self.shed.ok(&["check", clone]);
+        assert_eq!(file_digest(&self.shed.root().join("bases/os/1/disk.raw")), self.base, "the base changed");
+        let out = Image::new(DISK, &OPTIONS);
+        self.shed.ok(&["export", clone, out.path().to_str().unwrap(), "--format", "raw", "--force"]);
+        let compared = tool("qemu-img")
+            .args(["compare", "-q", "-f", "raw", "-F", "qcow2"])
+            .args([out.path(), self.shed.delta(clone)])
+            .status();
+        assert!(compared.unwrap().success(), "QEMU reads {clone} differently");
+        // The kernel replays a journal that waits.
+        let found = files(&out.mount(true).at);
+        out.assert_clean(clone);
+        found
+    }
+
+    fn host_bytes(&self, clone: &str) -> (u64, u64) {
+        let meta = fs::metadata(self.shed.delta(clone)).unwrap();
+        (meta.blocks() * 512, meta.len())
+    }
+}
+
+fn rng() -> Rng {
+    let seed = seed_from_environment().unwrap_or_else(fresh_seed);
+    println!("COWSHED_SEED={seed}");
+    Rng::new(seed)
+}
+
+#[test]
+fn what_was_deleted_and_what_the_base_has_goes_back_to_the_host() {
+    let mut rng = rng();
+    let case = Case::new(&mut rng);
+    let kept = case.worn("web", &mut rng);
+    let delta = file_digest(&case.shed.delta("web"));
+    let (blocks, len) = case.host_bytes("web");
+    assert!(blocks > 45 * MIB);
+
+    let planned = case.shed.json(&["shrink", "web", "--plan"])[0]["shrink"].clone();
+    assert_eq!(file_digest(&case.shed.delta("web")), delta, "a plan changed the clone");
+    let text = case.shed.ok(&["shrink", "web", "--dry-run"]);
+    assert!(text.contains("would be given back") && text.contains("free") && text.contains("as below"), "{text}");
+
+    let done = case.shed.json(&["shrink", "web"])[0]["shrink"].clone();
+    let number = |report: &serde_json::Value, part: &str| report["needless"][part].as_u64().unwrap();
+    for part in ["free", "equal", "zero"] {
+        assert_eq!(number(&planned, part), number(&done, part), "{part}");
+    }
+    assert!(number(&done, "free") > 28 * MIB && number(&done, "equal") > 6 * MIB, "{done}");
+    let (blocks_now, len_now) = case.host_bytes("web");
+    let dropped = number(&done, "free") + number(&done, "equal") + number(&done, "zero");
+    assert!(blocks - blocks_now >= dropped, "{blocks} -> {blocks_now}, {dropped} dropped");
+    assert!(len_now < len && len_now < 14 * MIB && blocks_now < 14 * MIB, "{len} -> {len_now}, {blocks_now}");
+    assert_eq!(done["after"]["file_bytes"], len_now);
+    assert_eq!(case.check("web"), kept);
+
+    let again = case.shed.json(&["shrink", "web"])[0]["shrink"].clone();
+    assert_eq!((number(&again, "free"), number(&again, "equal")), (0, 0), "{again}");
+    assert_eq!(case.check("web"), kept);
+}
+
+#[test]
+fn files_that_only_the_journal_knows_survive() {
+    let mut rng = rng();
+    let case = Case::new(&mut rng);
+    let (disk, crashed) = (case.copy(), case.copy());
+    let written = {
+        let mount = disk.mount(true);
+        for n in 0..60 {
+            let path = mount.path(format!("synced-{n}"));
+            fs::write(&path, rng.bytes(1_000_000)).unwrap();
+            fs::File::open(&path).unwrap().sync_all().unwrap();
+        }
+        fs::copy(disk.path(), crashed.path()).unwrap();
+        files(&mount.at)
+    };
+    let waiting = crashed.debugfs("stats");
+    assert!(waiting.contains("needs_recovery"), "the copy has no journal that waits");
+    case.clone("web", crashed.path().as_path(), true);
+    case.shed.ok(&["shrink", "web"]);
+    let found = case.check("web");
+    let lost: Vec<&String> = written.iter().filter(|(file, hash)| found.get(*file) != Some(hash)).map(|(file, _)| file).collect();
+    assert!(lost.is_empty(), "lost: {lost:?}");
+}
+
+#[test]
+fn a_clone_in_use_is_left_and_the_others_are_done() {
+    let mut rng = rng();
+    let case = Case::new(&mut rng);
+    let kept = case.worn("web", &mut rng);
+    case.clone("busy", case.old.path().as_path(), true);
+    let store = Store::open(&case.shed.root()).unwrap();
+    let open = store.open_clone(&name("busy"), Access::Write).unwrap();
+    let said = case.shed.fails(1, &["shrink", "busy"]);
+    assert!(said.contains("busy"), "{said}");
+    let output = case.shed.output(&["shrink", "--all"]);
+    assert_eq!(output.status.code(), Some(1));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(err.lines().count() == 1 && err.contains("busy is left as it is"), "{err}");
+    assert!(out.contains("web: ") && out.contains("1 left as they are"), "{out}");
+    open.close().unwrap();
+    assert!(case.host_bytes("web").0 < 14 * MIB);
+    assert_eq!(case.check("web"), kept);
+    case.shed.fails(1, &["shrink", "nobody"]);
+    case.shed.fails(1, &["shrink", "os"]);
+}
+
+#[test]
+fn a_killed_shrink_loses_nothing_and_is_run_again() {
+    let mut rng = rng();
+    let case = Case::new(&mut rng);
+    let kept = case.worn("web", &mut rng);
+    let start = std::time::Instant::now();
+    case.shed.ok(&["clone", "os", "measure"]);
+    let saved = fs::read(case.shed.delta("web")).unwrap();
+    case.shed.ok(&["shrink", "web"]);
+    let whole = start.elapsed();
+    for _ in 0..12 {
+        fs::write(case.shed.delta("web"), &saved).unwrap();
+        let mut child = case.shed.command(&["shrink", "web"]).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(whole.mul_f64(rng.below(1000) as f64 / 1000.0));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(case.check("web"), kept);
+    }
+    case.shed.ok(&["shrink", "web"]);
+    assert!(case.host_bytes("web").0 < 14 * MIB && case.host_bytes("web").1 < 14 * MIB);
+    assert_eq!(case.check("web"), kept);
+}
+
+#[test]
+fn what_is_not_understood_is_left_whole_and_named() {
+    let shed = Shed::with_base();
+    shed.ok(&["clone", "deb", "web"]);
+    let store = Store::open(&shed.root()).unwrap();
+    let open = store.open_clone(&name("web"), Access::Write).unwrap();
+    let noise = Rng::new(5).bytes(300_000);
+    open.disk.write(&noise, GuestOffset(2 * MIB)).unwrap();
+    open.close().unwrap();
+    shed.ok(&["checkpoint", "web"]);
+    let open = store.open_clone(&name("web"), Access::Write).unwrap();
+    open.disk.write(&noise, GuestOffset(10 * MIB)).unwrap();
+    // The same as the checkpoint has.
+    open.disk.write(&noise[..65_536], GuestOffset(2 * MIB)).unwrap();
+    open.close().unwrap();
+    let before = store_content(&shed, "web");
+    let text = shed.ok(&["shrink", "web"]);
+    assert!(text.contains("64.0 KiB as below") && text.contains("left whole") && text.contains("checkpoint 1 holds"), "{text}");
+    assert_eq!(store_content(&shed, "web"), before);
+}
+
+fn store_content(shed: &Shed, clone: &str) -> blake3::Hash {
+    let out = shed.path("content.raw");
+    shed.ok(&["export", clone, out.to_str().unwrap(), "--format", "raw", "--force"]);
+    file_digest(&out)
+}
+
+#[test]
+fn what_du_says_adds_up_and_what_a_plan_promises_is_freed() {
+    let mut rng = rng();
+    let case = Case::new(&mut rng);
+    case.worn("web", &mut rng);
+    case.clone("db", case.old.path().as_path(), true);
+    case.shed.ok(&["checkpoint", "db"]);
+    let host = || {
+        run(&mut tool("sync"));
+        let said = must("du", &["-s", "--block-size=1", case.shed.root().to_str().unwrap()]);
+        said.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+    };
+    let report = case.shed.json(&["du", "--reclaimable"]);
+    let disks = report["disks"].as_array().unwrap();
+    let sum: u64 = disks.iter().map(|disk| disk["own_bytes"].as_u64().unwrap()).sum();
+    let (other, total) = (report["other_bytes"].as_u64().unwrap(), report["total_bytes"].as_u64().unwrap());
+    assert_eq!((sum + other, total), (total, host()));
+    assert!(other < MIB, "{other}");
+    let of = |name: &str| disks.iter().find(|disk| disk["name"] == name).unwrap().clone();
+    assert!(of("web")["reclaimable_bytes"].as_u64().unwrap() > 34 * MIB, "{report}");
+    assert_eq!(of("os@1")["freed_if_deleted"], 0);
+
+    let text = case.shed.ok(&["du"]);
+    assert!(text.contains("(the store itself)") && !text.contains("RECLAIMABLE"), "{text}");
+
+    let before = host();
+    let promised = case.shed.json(&["rm", "web", "--plan"])[0]["freed_bytes"].as_u64().unwrap();
+    assert_eq!(of("web")["freed_if_deleted"], promised);
+    case.shed.ok(&["rm", "web"]);
+    // The folder that named it may get shorter as well.
+    assert!((promised..promised + 8192).contains(&(before - host())), "{before}, {}, {promised}", host());
+}
+
+#[test]
+fn a_stop_says_that_it_can_be_run_again() {
+    let mut rng = rng();
+    let case = Case::new(&mut rng);
+    let kept = case.worn("web", &mut rng);
+    let saved = fs::read(case.shed.delta("web")).unwrap();
+    let mut stopped = 0;
+    for wait in [1, 2, 4, 8, 16, 32, 64] {
+        fs::write(case.shed.delta("web"), &saved).unwrap();
+        let mut command = case.shed.command(&["shrink", "web"]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(wait));
+        // SAFETY: a signal to a child that was not waited for yet.
+        unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        if output.status.code() == Some(130) {
+            assert!(said.contains("run it again"), "{said}");
+            stopped += 1;
+        }
+        assert_eq!(case.check("web"), kept);
+    }
+    println!("{stopped} of 7 were stopped");
+    assert!(stopped > 0);
+}
