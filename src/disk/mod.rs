@@ -6,8 +6,9 @@
 mod raw;
 
 use crate::error::{Error, Result};
-use crate::qcow2::{Below, Image, Source};
+use crate::qcow2::{Below, Compacted, Extent, GoOn, Image, Source};
 use crate::units::{GuestOffset, HostOffset, MIB, index, length};
+use std::ops::Range;
 
 pub use raw::RawLayer;
 
@@ -85,6 +86,10 @@ impl Layer {
             Self::Qcow2(image) => image.read(buf, at, below),
         }
     }
+}
+
+fn raw_top() -> Error {
+    Error::invalid("the disk is a raw file, which has no space of its own to give back; punch holes into it")
 }
 
 fn images(layers: &[Layer]) -> impl Iterator<Item = &Image> {
@@ -200,6 +205,50 @@ impl Disk {
         match &self.layers[0] {
             Layer::Raw(raw) => raw.write_zeroes(at, len),
             Layer::Qcow2(image) => image.discard(at, len, &self.below()),
+        }
+    }
+
+    /// Makes the whole subclusters inside of `ranges` show what is below the top layer: for who knows that the bytes of that layer are
+    /// worth nothing. See [`Image::drop_to_below`].
+    ///
+    /// # Errors
+    /// As [`Image::write`]; `Invalid` when the top layer is a raw file, which covers everything.
+    pub fn drop_to_below(&self, ranges: impl IntoIterator<Item = Range<u64>>) -> Result<u64> {
+        self.top()?.drop_to_below(ranges)
+    }
+
+    /// How many bytes of the top layer's file [`Disk::drop_to_below`] would let go of. Nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Disk::drop_to_below`].
+    pub fn droppable(&self, ranges: impl IntoIterator<Item = Range<u64>>) -> Result<u64> {
+        self.top()?.droppable(ranges)
+    }
+
+    /// The run of the top layer that starts at `at`, which must lie inside the disk: what that layer says, whatever is below.
+    ///
+    /// # Errors
+    /// As [`Image::extent`]; `Invalid` when the top layer is a raw file.
+    pub fn own_extent(&self, at: GuestOffset) -> Result<Extent> {
+        self.top()?.extent(at, u64::MAX)
+    }
+
+    /// Makes the top layer's file as short as what it holds. See [`Image::compact`].
+    ///
+    /// # Errors
+    /// As [`Image::compact`]; `Invalid` when the top layer is a raw file.
+    pub fn compact(&mut self, go_on: GoOn<'_>) -> Result<Compacted> {
+        match &mut self.layers[0] {
+            Layer::Qcow2(image) => image.compact(go_on),
+            Layer::Raw(_) => Err(raw_top()),
+        }
+    }
+
+    /// The top layer.
+    fn top(&self) -> Result<&Image> {
+        match &self.layers[0] {
+            Layer::Qcow2(image) => Ok(image),
+            Layer::Raw(_) => Err(raw_top()),
         }
     }
 

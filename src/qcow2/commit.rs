@@ -19,7 +19,7 @@ use crate::storage::Storage;
 use crate::sync::atomic::Ordering;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::units::{GuestCluster, HostCluster, HostOffset, length};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// What may be given back once the entries that pointed to it are durably gone.
@@ -28,7 +28,7 @@ pub(super) struct Frees {
     /// Host clusters that lost one reference.
     clusters: Vec<Range<u64>>,
     /// Subclusters of clusters that stay: guest cluster, its host cluster, and the bits.
-    parts: Vec<(GuestCluster, HostOffset, u32)>,
+    parts: BTreeMap<(GuestCluster, HostOffset), u32>,
 }
 
 impl Frees {
@@ -44,12 +44,17 @@ impl Frees {
 
     /// Subclusters of an owned cluster are no data any more.
     pub(super) fn part(&mut self, cluster: GuestCluster, host: HostOffset, bits: u32) {
-        self.parts.push((cluster, host, bits));
+        *self.parts.entry((cluster, host)).or_default() |= bits;
+    }
+
+    /// The subclusters of a cluster that [`Frees::part`] was told of.
+    fn parts_of(&self, cluster: GuestCluster, host: HostOffset) -> u32 {
+        self.parts.get(&(cluster, host)).copied().unwrap_or(0)
     }
 
     fn append(&mut self, mut other: Self) {
         self.clusters.append(&mut other.clusters);
-        self.parts.append(&mut other.parts);
+        other.parts.into_iter().for_each(|((cluster, host), bits)| self.part(cluster, host, bits));
     }
 
     fn is_empty(&self) -> bool {
@@ -309,18 +314,20 @@ impl Image {
         allocator.write(&self.storage)?;
         drop(allocator);
         writer.written.set();
-        for (cluster, host, bits) in frees.parts {
+        for ((cluster, host), bits) in frees.parts {
             // An entry that cannot be read any more keeps its blocks.
             let _ = self.punch_part(writer, cluster, host, bits);
         }
         dropped
     }
 
-    /// Punches subclusters that are still no data: they may have been written again since.
+    /// Punches subclusters that are still no data: they may have been written again since. What was written again and freed
+    /// again is left to the commit that makes that durable: in the file its entry may say data, and then its bytes count.
     fn punch_part(&self, writer: &Writer, cluster: GuestCluster, host: HostOffset, bits: u32) -> Result<()> {
         let geometry = self.rules.geometry;
         let _exclusive = writer.locks.exclude(cluster, &geometry);
         let Mapping::Standard(standard) = self.mapping(cluster)? else { return Ok(()) };
+        let bits = bits & !writer.frees.lock().parts_of(cluster, host);
         if standard.host != Some(host) || !standard.owned {
             return Ok(());
         }
@@ -338,7 +345,7 @@ impl Image {
 }
 
 /// The runs of neighbours in a set.
-fn ranges(set: &BTreeSet<u64>) -> Vec<Range<u64>> {
+pub(super) fn ranges(set: &BTreeSet<u64>) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     for cluster in set {
         match ranges.last_mut() {

@@ -221,7 +221,7 @@ impl Image {
 }
 
 impl Writer {
-    fn new(header: &Header, l1: &[u64], storage: &dyn Storage) -> Result<Self> {
+    pub(super) fn new(header: &Header, l1: &[u64], storage: &dyn Storage) -> Result<Self> {
         if header.incompatible & incompatible::CORRUPT != 0 {
             return Err(Error::corrupt(
                 "the image is marked as corrupt; check and repair it before it is written",
@@ -258,7 +258,7 @@ pub(super) fn read_l1(offset: HostOffset, entries: usize, storage: &dyn Storage)
 }
 
 /// Reads the disk's L1 table and checks its entries. Entries past the end of the disk are kept and never used.
-fn checked_l1(header: &Header, storage: &dyn Storage) -> Result<Vec<u64>> {
+pub(super) fn checked_l1(header: &Header, storage: &dyn Storage) -> Result<Vec<u64>> {
     let l1 = read_l1(header.l1_offset, header.l1_entries, storage)?;
     let end = storage.len().map_err(|e| Error::io("reading the image's length", e))?;
     for (l1_index, word) in l1.iter().enumerate() {

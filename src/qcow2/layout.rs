@@ -208,6 +208,8 @@ const fn is_same(one: &[u8], other: &[u8]) -> bool {
     at == one.len() && at == other.len()
 }
 
+/// The place of the L1 table.
+pub(super) const L1_TABLE_FIELD: HostOffset = place_of("l1_table_offset", RawHeader::ROWS);
 /// The refcount table's place, and behind it its clusters: the 12 bytes that switch to another table.
 pub(super) const REFCOUNT_TABLE_FIELD: HostOffset = place_of("refcount_table_offset", RawHeader::ROWS);
 /// The incompatible feature bits.

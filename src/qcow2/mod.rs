@@ -3,6 +3,7 @@
 mod allocator;
 mod check;
 mod commit;
+mod compact;
 mod compressed;
 mod copy_up;
 mod create;
@@ -20,16 +21,19 @@ mod log;
 mod metadata;
 #[cfg(all(test, cowshed_model = "loom"))]
 mod models;
+mod movables;
 mod publish;
 mod read;
 mod refcounts;
 mod references;
+mod relocate;
 mod repair;
 mod replay;
 mod report;
 mod snapshots;
 mod table_uses;
 mod tables;
+mod uncover;
 mod walk;
 mod write;
 mod written;
@@ -39,6 +43,7 @@ use crate::error::Result;
 use crate::units::{GuestOffset, HostOffset};
 
 pub use check::check;
+pub use compact::{Compacted, Ended, GoOn};
 pub use create::create;
 pub use geometry::Geometry;
 pub use header::{Compression, Header};

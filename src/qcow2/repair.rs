@@ -24,7 +24,12 @@ const BATCH: u64 = 1024;
 /// # Errors
 /// `Corrupt` when there is damage that counting again cannot mend: nothing is changed then. The host's errors.
 pub fn repair(storage: Arc<dyn Storage>) -> Result<CheckReport> {
-    let found = survey(&*storage)?;
+    mend(&*storage)
+}
+
+/// As [`repair`].
+pub(super) fn mend(storage: &dyn Storage) -> Result<CheckReport> {
+    let found = survey(storage)?;
     if found.beyond_repair > 0 {
         return Err(Error::new(
             Kind::Corrupt,
@@ -40,18 +45,18 @@ pub fn repair(storage: Arc<dyn Storage>) -> Result<CheckReport> {
     if found.report.is_consistent() && found.report.leaks == 0 && found.wrong_copied == 0 && !stale {
         return Ok(found.report);
     }
-    void_log(&found, &*storage)?;
+    void_log(&found, storage)?;
     if found.needs_new_structures {
-        rebuild(&found, &*storage)?;
+        rebuild(&found, storage)?;
     } else {
-        raise(&found.header, &*storage)?;
+        raise(&found.header, storage)?;
     }
     // The header may name other refcount structures now.
-    let header = Header::read(&*storage)?;
-    set_copied(&header, &*storage, false)?;
-    give_leaks_back(&header, &*storage)?;
-    set_copied(&header, &*storage, true)?;
-    clear_marks(survey(&*storage)?, &*storage)
+    let header = Header::read(storage)?;
+    set_copied(&header, storage, false)?;
+    give_leaks_back(&header, storage)?;
+    set_copied(&header, storage, true)?;
+    clear_marks(survey(storage)?, storage)
 }
 
 /// A log that was not replayed may name clusters that nothing in the file points to, and that are leaks here.

@@ -108,6 +108,11 @@ impl Tables {
         self.most_slices = self.most_slices.min(2 * self.most_slices / images.max(1)).max(FEWEST_SLICES);
     }
 
+    /// No slices, and the same room for them: what is in memory says nothing of the file any more.
+    pub(super) fn emptied(&self) -> Self {
+        Self { most_slices: self.most_slices, ..Self::new(self.geometry, 0) }
+    }
+
     fn slot(&self, slice: u64) -> &Slot {
         let group =
             self.groups[index(slice / GROUP)].get_or_init(|| (0..GROUP).map(|_| Slot::empty()).collect());

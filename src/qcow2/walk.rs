@@ -364,7 +364,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn raw_entry(bytes: &[u8]) -> RawEntry {
+/// An entry of a table, of 8 or 16 bytes.
+pub(super) fn raw_entry(bytes: &[u8]) -> RawEntry {
     let mut words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
     RawEntry { word: words.next().unwrap_or(0), bitmap: words.next().unwrap_or(0) }
 }

@@ -103,8 +103,12 @@ impl Layout {
 
     /// Opens it for writing from `file`.
     pub fn open(&self, file: Arc<dyn Storage>) -> cowshed::Result<Disk> {
-        let options = OpenOptions { writable: true, metadata_cache: self.cache };
-        let mut layers = vec![Layer::qcow2(Image::open(file, options)?)];
+        self.disk(Image::open(file, OpenOptions { writable: true, metadata_cache: self.cache })?)
+    }
+
+    /// The image over what is below it.
+    pub fn disk(&self, image: Image) -> cowshed::Result<Disk> {
+        let mut layers = vec![Layer::qcow2(image)];
         if !self.base.is_empty() {
             layers.push(Layer::Raw(RawLayer::new(self.base_file.clone(), false)?));
         }

@@ -84,12 +84,12 @@ fn dead() -> io::Error {
 /// A file as a process of limited life has it open.
 #[derive(Debug)]
 pub struct Mortal {
-    file: Arc<Memory>,
+    file: Arc<dyn Storage>,
     life: Arc<Life>,
 }
 
 impl Mortal {
-    pub fn new(file: Arc<Memory>, life: Arc<Life>) -> Arc<Self> {
+    pub fn new(file: Arc<dyn Storage>, life: Arc<Life>) -> Arc<Self> {
         Arc::new(Self { file, life })
     }
 }

@@ -6,12 +6,13 @@ use cowshed::units::GuestOffset;
 use std::ops::Range;
 
 /// What a guest asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Op {
     Read,
     Write(Vec<u8>),
     WriteZeroes,
     Discard,
+    #[default]
     Flush,
 }
 

@@ -6,7 +6,7 @@ use cowshed::disk::Disk;
 const SECTOR: usize = 512;
 
 /// One guest operation and the span of the storage's log that it made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Done {
     op: Op,
     at: usize,
@@ -17,6 +17,8 @@ struct Done {
     failed: bool,
     /// Whether it is the flush of a close.
     closes: bool,
+    /// Whether it is a compaction, which is a flush and leaves no leak when it ends.
+    compacts: bool,
 }
 
 /// Everything the guest did, over what the disk held before.
@@ -54,7 +56,7 @@ impl Guest {
         // A write that failed may have happened in part; a flush that failed has not happened.
         if !failed_flush {
             let span = (start, events());
-            self.done.push(Done { op: step.op, at, len, span, failed: result.is_err(), closes: false });
+            self.done.push(Done { op: step.op, at, len, span, failed: result.is_err(), ..Done::default() });
         }
         result
     }
@@ -64,8 +66,59 @@ impl Guest {
         let start = events();
         disk.close()?;
         let span = (start, events());
-        self.done.push(Done { op: Op::Flush, at: 0, len: 0, span, failed: false, closes: true });
+        self.done.push(Done { span, closes: true, ..Done::default() });
         Ok(())
+    }
+
+    /// Lets `len` bytes of `disk` show what is below, as far as they can; each sector of them is then old or `below`'s.
+    pub fn uncover(
+        &mut self,
+        disk: &Disk,
+        (at, len): (u64, u64),
+        below: &[u8],
+        events: impl Fn() -> usize,
+    ) -> cowshed::Result<()> {
+        let start = events();
+        let result = disk.drop_to_below(std::iter::once(at..at + len));
+        let span = (start, events());
+        let (at, len) = (at as usize, len as usize);
+        let (old, mut shown) = (self.latest(), below.to_vec());
+        shown.resize(old.len(), 0);
+        if let Err(error) = result {
+            let op = Op::Write(shown[at..at + len].to_vec());
+            self.done.push(Done { op, at, len, span, failed: true, ..Done::default() });
+            return Err(error);
+        }
+        let mut left = vec![0xee; len];
+        disk.read(&mut left, cowshed::units::GuestOffset(at as u64))?;
+        for from in (0..len).step_by(SECTOR) {
+            let got = &left[from..from + SECTOR];
+            let place = at + from..at + from + SECTOR;
+            assert!(
+                got == &old[place.clone()] || got == &shown[place],
+                "sector {} is neither what it was nor what is below",
+                (at + from) / SECTOR
+            );
+        }
+        self.done.push(Done { op: Op::Write(left), at, len, span, ..Done::default() });
+        Ok(())
+    }
+
+    /// Compacts `disk`, at most `batches` of moves.
+    pub fn compact(
+        &mut self,
+        disk: &mut Disk,
+        mut batches: u64,
+        events: impl Fn() -> usize,
+    ) -> cowshed::Result<cowshed::qcow2::Compacted> {
+        let start = events();
+        let compacted = disk.compact(&mut |_| {
+            batches = batches.saturating_sub(1);
+            batches > 0
+        })?;
+        let span = (start, events());
+        self.done.push(Done { span, closes: true, compacts: true, ..Done::default() });
+        Ok(compacted)
     }
 
     /// What the guest did, one line for each operation.
@@ -182,8 +235,11 @@ impl Legal<'_> {
             }
             _ => 0,
         };
-        let sum = |from: usize| self.guest.done[from..self.begun].iter().map(clusters).sum();
-        (sum(self.flushed), sum(self.before_last))
+        let sum = |from: usize| self.guest.done[from..self.begun].iter().map(clusters).sum::<u64>();
+        // A batch of moves has its sources and its targets.
+        let compacts = self.guest.done[self.before_last..self.begun].iter().any(|done| done.compacts);
+        let moved = if compacts { 2 * (self.durable.len() >> bits) as u64 } else { 0 };
+        (sum(self.flushed) + moved, sum(self.before_last))
     }
 }
 
@@ -218,6 +274,7 @@ impl Done {
             Op::Flush => "flush",
         };
         let op = if self.closes { "close" } else { op };
+        let op = if self.compacts { "compact" } else { op };
         format!("{op} {:#x}+{:#x} events {:?}", self.at, self.len, self.span)
     }
 }

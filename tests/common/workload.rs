@@ -16,6 +16,10 @@ use std::sync::Arc;
 pub enum Act {
     Step(Step),
     Close,
+    /// Lets a range show what is below: place and length.
+    Uncover(u64, u64),
+    /// Compacts, with at most so many batches of moves.
+    Compact(u64),
 }
 
 /// A flush.
@@ -60,6 +64,35 @@ pub fn random(layout: &Layout, rng: &mut Rng, closes: bool) -> Vec<Act> {
         }
     }
     acts.push(if closes && rng.chance(50) { Act::Close } else { flush() });
+    acts
+}
+
+/// As [`random`], with ranges that show again what is below, and with compactions.
+pub fn shrinking(layout: &Layout, rng: &mut Rng) -> Vec<Act> {
+    let sectors = layout.size / 512;
+    let unit = (1_u64 << layout.bits >> 9).div_ceil(32);
+    let mut acts = Vec::new();
+    for act in random(layout, rng, false) {
+        // A place that was just used has something to lose.
+        let near = match &act {
+            Act::Step(Step { at, len, op }) if *op != Op::Flush => Some((at / 512, len / 512)),
+            _ => None,
+        };
+        acts.push(act);
+        if let Some((at, len)) = near.filter(|_| rng.chance(35)) {
+            let (at, len) = match rng.below(3) {
+                0 => (at, len),
+                1 => (at / unit * unit, len.next_multiple_of(unit)),
+                _ => (at.saturating_sub(rng.below(9)), rng.between(1, 4 << layout.bits >> 9)),
+            };
+            acts.push(Act::Uncover(at * 512, len.min(sectors - at) * 512));
+        }
+        if rng.chance(9) {
+            acts.push(Act::Compact(rng.between(1, 4)));
+        }
+    }
+    acts.push(Act::Uncover(rng.below(sectors / 2) * 512, sectors / 3 * 512));
+    acts.push(Act::Compact(u64::MAX));
     acts
 }
 
@@ -124,13 +157,15 @@ impl Spot {
 /// Plays `acts` on the image and gives what the guest did and the file's history.
 pub fn record(layout: &Layout, acts: &[Act]) -> (Guest, History) {
     let recorder = Arc::new(Recorder::new(Scratch::new(&layout.image)));
-    let disk = layout.open(recorder.clone()).unwrap();
+    let mut disk = layout.open(recorder.clone()).unwrap();
     let mut guest = Guest::new(contents(&disk));
     let events = || recorder.count();
     for act in acts {
         match act {
             Act::Step(step) => guest.run(&disk, step.clone(), events).unwrap(),
             Act::Close => guest.close(&disk, events).unwrap(),
+            Act::Uncover(at, len) => guest.uncover(&disk, (*at, *len), &layout.base, events).unwrap(),
+            Act::Compact(batches) => drop(guest.compact(&mut disk, *batches, events).unwrap()),
         }
     }
     assert!(contents(&disk) == guest.latest(), "{}: the workload itself reads wrong", layout.name);

@@ -44,6 +44,21 @@ fn a_hole_is_punched_only_where_nothing_was_written_meanwhile() {
 }
 
 #[test]
+fn a_hole_is_punched_only_when_what_shows_there_instead_is_durable() {
+    let start = Start::usual();
+    explore("punches under a base that shows", move || {
+        let again = |guest: &Guest| {
+            guest.uncover(Guest::cluster(0) + 1, 2);
+            guest.write(Guest::cluster(0) + 1, 1);
+            guest.uncover(Guest::cluster(0) + 1, 1);
+            guest.read(Guest::cluster(0), 4);
+        };
+        let flush = |guest: &Guest| guest.flush();
+        after(&start, &|guest| guest.write(Guest::cluster(0), 4), &[&again, &flush, &flush]);
+    });
+}
+
+#[test]
 fn discard_write_and_flush_may_come_in_any_order() {
     let start = Start::usual();
     explore("discard, write, flush", move || {

@@ -208,14 +208,13 @@ impl Guest {
     fn change(
         &self,
         sectors: Range<u64>,
-        zero: bool,
+        word: fn(u64, u64) -> u64,
         run: impl FnOnce(&[u8], GuestOffset) -> cowshed::Result<()>,
     ) -> cowshed::Result<()> {
         let (begin, words): (u64, Vec<u64>) = {
             let mut log = self.log.lock().unwrap();
             let begin = log.tick();
-            let words = sectors.clone().map(|sector| if zero { 0 } else { begin << 32 | sector << 8 | 0x77 });
-            (begin, words.collect())
+            (begin, sectors.clone().map(|sector| word(begin, sector)).collect())
         };
         for (sector, word) in sectors.clone().zip(&words) {
             let change = Change { word: *word, begin, end: None };
@@ -236,7 +235,8 @@ impl Guest {
     }
 
     pub fn try_write(&self, sector: u64, count: u64) -> cowshed::Result<()> {
-        self.change(sector..sector + count, false, |bytes, at| self.disk.write(bytes, at))
+        let word = |begin, sector| begin << 32 | sector << 8 | 0x77;
+        self.change(sector..sector + count, word, |bytes, at| self.disk.write(bytes, at))
     }
 
     pub fn write(&self, sector: u64, count: u64) {
@@ -244,8 +244,16 @@ impl Guest {
     }
 
     pub fn discard(&self, sector: u64, count: u64) {
-        self.change(sector..sector + count, true, |bytes, at| self.disk.discard(at, bytes.len() as u64))
-            .unwrap();
+        let discard = |bytes: &[u8], at| self.disk.discard(at, bytes.len() as u64);
+        self.change(sector..sector + count, |_, _| 0, discard).unwrap();
+    }
+
+    /// Lets the base show.
+    pub fn uncover(&self, sector: u64, count: u64) {
+        let uncover = |bytes: &[u8], at: GuestOffset| {
+            self.disk.drop_to_below([at.0..at.0 + bytes.len() as u64]).map(drop)
+        };
+        self.change(sector..sector + count, |_, sector| BASE | sector, uncover).unwrap();
     }
 
     /// Reads, and asserts that each sector is the last one written or one that is being written.

@@ -81,7 +81,34 @@ pub fn image(data: &[u8]) {
     } else {
         write_on(&built, &mut input, &report);
     }
-    mend(&built, reads.ok());
+    let reads = reads.ok();
+    compact(&built, reads.as_ref());
+    mend(&built, reads);
+}
+
+/// A compaction leaves what could be read as it was, comes to an end, and a refused one changes nothing.
+fn compact(built: &Built, before: Option<&Reads>) {
+    let (storage, base) = (Arc::new(Metered::new(&built.bytes, OPERATIONS)), built.base.as_ref());
+    let Ok(mut disk) = disk(storage.clone(), base, true) else { return };
+    let opened = storage.bytes();
+    match disk.compact(&mut |_| true) {
+        Ok(compacted) => {
+            let once = storage.bytes();
+            assert!(compacted.after <= compacted.before && compacted.after == once.len() as u64);
+            let report = check_of(&once).unwrap();
+            assert!(report.is_consistent() && report.leaks == 0, "after a compaction: {report:?}");
+            let after = reads_of(&once, base).unwrap();
+            assert!(after == read_all(&disk), "the open disk reads otherwise than its file");
+            for (before, after) in before.into_iter().flatten().zip(&after) {
+                assert!(before.is_none() || before == after, "a compaction changed what is read");
+            }
+        }
+        Err(error) => {
+            super::is_sentence(&error.to_string());
+            assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+            assert!(storage.bytes() == opened, "a refused compaction changed something: {error}");
+        }
+    }
 }
 
 /// The first `size` bytes of what requests read, each byte by itself.
