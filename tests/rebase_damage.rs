@@ -269,6 +269,10 @@ fn a_rebase_that_is_killed_in_any_phase_leaves_the_clone_as_before_or_as_after()
                 case.clone("web", &case.mine);
             }
             assert_eq!(case.digest("web"), before.content, "{phase}");
+            // The next command takes away what the dead one left; it is not to be taken for the next one's work.
+            let said = case.shed.fails(1, &["undo", "web"]);
+            assert!(said.contains("nothing to undo"), "{said}");
+            assert!(case.tmp_is_empty() && case.checkpoints("web") == 0, "{phase}: something is left");
             if hits == 4 {
                 break;
             }
@@ -276,7 +280,6 @@ fn a_rebase_that_is_killed_in_any_phase_leaves_the_clone_as_before_or_as_after()
         println!("{phase}: {hits} killed, {after} ended or were killed after the rename");
         assert!(hits >= 2, "{phase}: only {hits} were killed in it");
     }
-    // What the last one left goes with the next command.
     before.is_overcome(&case);
     assert!(case.tmp_is_empty());
 }

@@ -20,7 +20,7 @@ use only::Only;
 use report::Report;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use told::{Lot, Told};
+use told::Told;
 pub(super) use told::{conflicts, line};
 
 /// Put clones on another version of their base.
@@ -146,7 +146,7 @@ impl Rebase {
     ) -> anyhow::Result<()> {
         let requests = asked.requests()?;
         let mut failure = None;
-        let mut each = |name: &Name, ending: Lot| {
+        let mut each = |name: &Name, ending: Ending| {
             progress.bar.inc(1);
             let result = progress.bar.suspend(|| told.tell(name, ending));
             failure = failure.take().or(result.err());
@@ -164,7 +164,7 @@ impl Rebase {
                     name,
                     match request.filter(|_| waits) {
                         Some(request) => later::wait(store, asked, request),
-                        None => Lot::Ended(ending),
+                        None => ending,
                     },
                 );
             });

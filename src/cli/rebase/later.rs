@@ -2,7 +2,6 @@
 
 use super::Rebase;
 use super::asked::Asked;
-use super::told::Lot;
 use crate::cli::{Outcome, output};
 use crate::error::Result;
 use crate::ops::rebase::{Ending, RebaseRequest, rebase_at_next_start};
@@ -21,11 +20,11 @@ pub(super) enum When {
 }
 
 /// Writes down that a clone waits.
-pub(super) fn wait(store: &Store, asked: &Asked, request: &RebaseRequest) -> Lot {
+pub(super) fn wait(store: &Store, asked: &Asked, request: &RebaseRequest) -> Ending {
     match rebase_at_next_start(store, request, &asked.rules) {
-        Ok(Some(waiting)) => Lot::Deferred(waiting),
-        Ok(None) => Lot::Ended(Ending::UpToDate),
-        Err(error) => Lot::Ended(Ending::Failed(error)),
+        Ok(Some(waiting)) => Ending::Deferred(waiting),
+        Ok(None) => Ending::UpToDate,
+        Err(error) => Ending::Failed(error),
     }
 }
 

@@ -5,16 +5,8 @@ use crate::cli::units::{count, size};
 use crate::cli::{failure, output};
 use crate::ops::merge::Conflict;
 use crate::ops::rebase::{Ending, Merged, Rebased};
-use crate::store::{Name, Waiting};
+use crate::store::Name;
 use serde_json::{Value, json};
-
-/// What came of one clone.
-pub(super) enum Lot {
-    /// It was taken.
-    Ended(Ending),
-    /// It waits for its next start.
-    Deferred(Waiting),
-}
 
 /// How many came to which end.
 #[derive(Default)]
@@ -42,35 +34,35 @@ impl Told {
     }
 
     /// Says what came of one clone.
-    pub(super) fn tell(&mut self, name: &Name, lot: Lot) -> anyhow::Result<()> {
+    pub(super) fn tell(&mut self, name: &Name, ending: Ending) -> anyhow::Result<()> {
         let sum = &mut self.sum;
-        let (report, line) = match lot {
-            Lot::Ended(Ending::Done(done)) => {
+        let (report, line) = match ending {
+            Ending::Done(done) => {
                 sum.done += 1;
                 (json!({ "clone": name, "state": "done", "rebase": done }), Ok(line(&done, self.plan)))
             }
-            Lot::Ended(Ending::UpToDate) => {
+            Ending::UpToDate => {
                 sum.up_to_date += 1;
                 let line = format!("{name}: stands on {} already", self.onto);
                 (json!({ "clone": name, "state": "up to date" }), Ok(line))
             }
-            Lot::Deferred(waiting) => {
+            Ending::Deferred(waiting) => {
                 sum.deferred += 1;
                 let line = format!("{name}: deferred, its next start puts it on {}", waiting.onto);
                 (json!({ "clone": name, "state": "deferred", "waiting": waiting }), Ok(line))
             }
-            Lot::Ended(Ending::Conflict(open)) => {
+            Ending::Conflict(open) => {
                 sum.conflicts += 1;
                 let hint = "decide with --rules FILE, see all with --report FILE";
                 let error = format!("{}; {hint}", conflicts(&open));
                 (json!({ "clone": name, "state": "conflict", "rebase": open }), Err(error))
             }
-            Lot::Ended(Ending::Running(error)) => {
+            Ending::Running(error) => {
                 sum.running += 1;
                 let error = failure::sentence(&error.into());
                 (json!({ "clone": name, "state": "running", "error": error }), Err(error))
             }
-            Lot::Ended(Ending::Failed(error)) => {
+            Ending::Failed(error) => {
                 sum.failed += 1;
                 let error = failure::sentence(&error.into());
                 (json!({ "clone": name, "state": "failed", "error": error }), Err(error))

@@ -1,7 +1,8 @@
 //! The rebase that waited for this start of a clone.
 
+use super::disk;
 use crate::cli::{failure, progress, rebase};
-use crate::error::Kind;
+use crate::error::{Error, Kind};
 use crate::ops::Progress;
 use crate::ops::rebase::{Outcome, rebase_waiting};
 use crate::store::{Name, Store, Waiting};
@@ -35,6 +36,10 @@ pub(super) fn put_on_version(store: &Store, name: &Name, signals: &SignalWatch) 
     let spinner = progress::spinner(format!("putting {name} on {}", waiting.onto));
     let ended = rebase_waiting(store, name, program, &Signals(signals));
     spinner.finish_and_clear();
+    if signals.is_pending() && !matches!(ended, Ok(Some(Outcome::Done(_)))) {
+        // The programs that do a part of the work have got the signal, too.
+        return Err(Error::new(Kind::Interrupted, format!("stopped; {name} is as it was")).into());
+    }
     let why = match ended {
         Ok(None | Some(Outcome::UpToDate)) => return Ok(()),
         Ok(Some(Outcome::Done(done))) => {
@@ -43,8 +48,7 @@ pub(super) fn put_on_version(store: &Store, name: &Name, signals: &SignalWatch) 
         }
         Ok(Some(Outcome::Conflict(open))) => rebase::conflicts(&open),
         // Somebody has it open: the start itself says so.
-        Err(error) if error.kind() == Kind::Busy => return Ok(()),
-        Err(error) if error.kind() == Kind::Interrupted => return Err(error.into()),
+        Err(error) if error.kind() == Kind::Busy && disk::try_writing(store, name).is_err() => return Ok(()),
         Err(error) => failure::sentence(&error.into()),
     };
     failure::write_line(&warning(name, &waiting, &why));

@@ -4,7 +4,7 @@ use super::bases::Bases;
 use super::{Outcome, RebaseRequest, Rebased, plan_one, rebase_one};
 use crate::error::{Error, Kind};
 use crate::ops::Progress;
-use crate::store::{Name, Store};
+use crate::store::{Name, Store, Waiting};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
@@ -15,6 +15,8 @@ pub enum Ending {
     Done(Rebased),
     /// It stands on that version already.
     UpToDate,
+    /// It is left as it is until it is next started; see [`super::rebase_at_next_start`].
+    Deferred(Waiting),
     /// Both sides changed the same things; it is left as it is.
     Conflict(Rebased),
     /// Somebody has it open; it is left as it is.
