@@ -79,6 +79,36 @@ fn a_guest_boots_and_keeps_its_changes_in_the_clone() {
 }
 
 #[test]
+fn a_clone_that_waits_is_put_on_its_new_version_before_it_boots() {
+    let shed = shed();
+    let image = shed.path("boot.raw");
+    File::options().write(true).open(&image).unwrap().write_all_at(b"second", 1 << 20).unwrap();
+    shed.ok(&["import", image.to_str().unwrap(), "--update", "deb", "--format", "raw"]);
+    let second = |shed: &Shed| {
+        let out = shed.path("out.raw");
+        shed.ok(&["export", "web", out.to_str().unwrap(), "--format", "raw", "--force"]);
+        let mut bytes = [0; 6];
+        File::open(&out).unwrap().read_exact_at(&mut bytes, 1 << 20).unwrap();
+        bytes == *b"second"
+    };
+    for more in [&[][..], &["--view"]] {
+        shed.ok(&["rebase", "web", "--onto", "deb@2", "--strategy", "replace", "--at-next-start"]);
+        assert!(!second(&shed));
+        run(&shed, &["web", "--ephemeral"]);
+        assert!(!second(&shed), "a throw-away run is no start");
+        let view = shed.mount();
+        let dir = view.dir.to_str().unwrap().to_owned();
+        let dir = [dir.as_str()];
+        run(&shed, &[&["web"][..], more, if more.is_empty() { &[] } else { &dir }].concat());
+        view.unmount();
+        assert!(second(&shed), "{more:?}");
+        assert_eq!(sector_8(&shed), boot_sector(), "{more:?}: the guest ran on the new version");
+        shed.ok(&["undo", "web"]);
+        assert_eq!(sector_8(&shed), [0; 512]);
+    }
+}
+
+#[test]
 fn a_guest_runs_on_the_file_of_a_view_that_is_there() {
     let shed = shed();
     let view = shed.mount();

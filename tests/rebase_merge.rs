@@ -6,140 +6,19 @@
 mod common {
     pub mod cli;
     pub mod ext;
+    pub mod rebased;
     pub mod rng;
 }
 
-use common::cli::Shed;
-use common::cli::store::{self, base_ref, file_digest, name};
+use common::cli::store::{self, base_ref};
 use common::ext::Image;
+use common::rebased::{Case, copy, write};
 use common::rng::Rng;
-use cowshed::store::{Access, CloneOptions, Store};
-use cowshed::units::GuestOffset;
+use cowshed::store::Store;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
-
-/// Lines that both sides can change apart from each other.
-const CONF: &str = "a\nb\nc\nd\ne\nf\ng\nh\n";
-
-/// A base of two versions, and a clone of the first one that changed things too.
-struct Case {
-    shed: Shed,
-    old: Image,
-    new: Image,
-    mine: Image,
-}
-
-fn write(dir: &Path, path: &str, text: &str) {
-    let path = dir.join(path);
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, text).unwrap();
-}
-
-fn changed(ext: &Image, change: impl FnOnce(&Path)) {
-    let mount = ext.mount(true);
-    change(&mount.path(""));
-}
-
-fn copy(ext: &Image) -> Image {
-    let copy = Image::new(16, &["-t", "ext4", "-b", "1024"]);
-    fs::copy(ext.path(), copy.path()).unwrap();
-    copy
-}
-
-impl Case {
-    fn new() -> Self {
-        Self::with(|_| {}, |_| {})
-    }
-
-    /// With more changes of the new base and of the clone.
-    fn with(base: impl FnOnce(&Path), clone: impl FnOnce(&Path)) -> Self {
-        let old = Image::new(16, &["-t", "ext4", "-b", "1024"]);
-        changed(&old, |dir| {
-            write(dir, "etc/conf", CONF);
-            write(dir, "etc/gone", "in the base\n");
-            write(dir, "srv/tree/one", "1\n");
-        });
-        let (new, mine) = (copy(&old), copy(&old));
-        changed(&new, |dir| {
-            write(dir, "etc/conf", &CONF.replace('b', "B"));
-            write(dir, "etc/added", "by the base\n");
-            write(dir, "srv/tree/one", "11\n");
-            fs::remove_file(dir.join("etc/gone")).unwrap();
-            base(dir);
-        });
-        changed(&mine, |dir| {
-            write(dir, "etc/conf", &CONF.replace('g', "G"));
-            write(dir, "home/mine", "the clone's\n");
-            fs::rename(dir.join("srv/tree"), dir.join("srv/moved")).unwrap();
-            clone(dir);
-        });
-        let case = Self { shed: Shed::new(), old, new, mine };
-        case.import();
-        case
-    }
-
-    fn import(&self) {
-        let text = |image: &Image| image.path().into_os_string().into_string().unwrap();
-        self.shed.ok(&["import", &text(&self.old), "--name", "os", "--format", "raw"]);
-        self.shed.ok(&["import", &text(&self.new), "--update", "os", "--format", "raw"]);
-        self.clone("web", &self.mine);
-    }
-
-    /// A clone of the first version with the content of `disk`.
-    fn clone(&self, clone: &str, disk: &Image) {
-        let store = Store::open(&self.shed.root()).unwrap();
-        let first = cowshed::store::BaseRef::exact(name("os"), 1);
-        store.create_clones(&first, &[name(clone)], &CloneOptions::default()).unwrap();
-        let open = store.open_clone(&name(clone), Access::Write).unwrap();
-        let (old, new) = (fs::read(self.old.path()).unwrap(), fs::read(disk.path()).unwrap());
-        for (number, (old, new)) in old.chunks(1024).zip(new.chunks(1024)).enumerate() {
-            if old != new {
-                open.disk.write(new, GuestOffset(number as u64 * 1024)).unwrap();
-            }
-        }
-        open.close().unwrap();
-    }
-
-    /// What a file of the clone holds, by a mount of the kernel's.
-    fn read(&self, paths: &[&str]) -> Vec<Option<String>> {
-        let out = Image::new(16, &["-t", "ext4", "-b", "1024"]);
-        let file = out.path().into_os_string().into_string().unwrap();
-        self.shed.ok(&["export", "web", &file, "--format", "raw", "--force"]);
-        out.assert_clean("web");
-        let mount = out.mount(false);
-        paths.iter().map(|path| fs::read_to_string(mount.path(path)).ok()).collect()
-    }
-
-    fn is_merged(&self) -> bool {
-        let both = CONF.replace('b', "B").replace('g', "G");
-        let read =
-            self.read(&["etc/conf", "etc/added", "home/mine", "srv/moved/one", "etc/gone", "srv/tree/one"]);
-        let expected =
-            [Some(both.as_str()), Some("by the base\n"), Some("the clone's\n"), Some("11\n"), None, None];
-        read.iter().map(Option::as_deref).eq(expected)
-    }
-
-    fn is_as_before(&self) -> bool {
-        let read = self.read(&["etc/conf", "etc/added", "home/mine", "srv/moved/one", "etc/gone"]);
-        let mine = CONF.replace('g', "G");
-        let expected = [Some(mine.as_str()), None, Some("the clone's\n"), Some("1\n"), Some("in the base\n")];
-        read.iter().map(Option::as_deref).eq(expected)
-    }
-
-    fn bases(&self) -> [blake3::Hash; 2] {
-        ["1/disk.raw", "2/disk.qcow2"].map(|file| file_digest(&self.shed.root().join("bases/os").join(file)))
-    }
-
-    fn refused(&self, why: &str) {
-        let said = self.shed.fails(1, &["rebase", "web", "--onto", "os@2"]);
-        assert!(said.contains(why), "{said}");
-        assert!(self.is_as_before());
-        assert_eq!(self.shed.json(&["checkpoints", "web"])["checkpoints"].as_array().unwrap().len(), 0);
-        assert_eq!(fs::read_dir(self.shed.root().join("tmp")).unwrap().count(), 0);
-    }
-}
 
 #[test]
 fn both_sides_changes_are_there_and_undo_takes_them_back() {

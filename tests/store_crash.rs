@@ -358,6 +358,36 @@ fn undo_survives_power_cuts() {
 }
 
 #[test]
+fn rebase_at_next_start_survives_power_cuts() {
+    survives("rebase --at-next-start");
+}
+
+#[test]
+fn rebase_at_next_start_of_a_clone_that_waits_survives_power_cuts() {
+    survives("rebase --at-next-start of a clone that waits");
+}
+
+#[test]
+fn the_cancel_of_what_waits_survives_power_cuts() {
+    survives("rebase --at-next-start --cancel");
+}
+
+#[test]
+fn the_start_of_a_clone_that_waits_survives_power_cuts() {
+    survives("start of a clone that waits");
+}
+
+#[test]
+fn rebase_canary_survives_power_cuts() {
+    survives("rebase --canary");
+}
+
+#[test]
+fn the_end_of_rebase_continue_survives_power_cuts() {
+    survives("the end of rebase --continue");
+}
+
+#[test]
 fn gc_survives_power_cuts() {
     survives("gc");
 }
@@ -385,7 +415,7 @@ fn a_kill_and_then_a_cut_lose_nothing_that_was_reported_by_the_other_half() {
 }
 
 /// Syncs whose absence no state here shows, and why they are made all the same.
-const ELSEWHERE: [(&str, &str, &str); 48] = [
+const ELSEWHERE: [(&str, &str, &str); 51] = [
     ("import", "sync 1 of 7: SyncFolder", MADE_BY_THE_DEAD),
     ("import qcow2", "sync 1 of 7: SyncFolder", MADE_BY_THE_DEAD),
     (
@@ -446,6 +476,9 @@ const ELSEWHERE: [(&str, &str, &str); 48] = [
     ("undo", "sync 1 of 10: SyncFile", UNFLUSHED),
     ("undo", "sync 4 of 10: SyncFolder", AGAIN),
     ("undo", "sync 10 of 10: SyncFolder", TIDY),
+    ("start of a clone that waits", "sync 2 of 10: SyncFile", UNFLUSHED),
+    ("start of a clone that waits", "sync 5 of 10: SyncFolder", AGAIN),
+    ("start of a clone that waits", "sync 10 of 10: SyncFolder", TIDY),
 ];
 const ABOVE: &str = "folders above a new store may have been made by somebody who was killed";
 const STAGED: &str = "nobody looks at the new layer before it is durable as a whole";

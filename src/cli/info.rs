@@ -138,6 +138,10 @@ impl Report {
                 };
                 let mut fields =
                     vec![("clone", clone.name.to_string()), ("base", format!("{}, {behind}", clone.base))];
+                let waits = clone.waiting.as_ref().map(|waiting| {
+                    ("at next start", format!("put on {} ({})", waiting.onto, waiting.strategy))
+                });
+                fields.extend(waits);
                 fields.extend(disk.fields());
                 fields.push(("created", clone.created.clone()));
                 fields.push(("checkpoints", list(checkpoints.iter().map(|c| c.number.to_string()))));

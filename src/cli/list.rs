@@ -58,6 +58,12 @@ pub(super) fn behind_text(behind: usize) -> String {
     if behind == 0 { String::new() } else { format!("{} behind", count(behind as u64, "version")) }
 }
 
+fn note(clone: &Clone, versions: &Versions) -> String {
+    let waits = clone.waiting.as_ref().map(|waiting| format!("on {} at its next start", waiting.onto));
+    let behind = Some(behind_text(versions.behind(clone))).filter(|text| !text.is_empty());
+    behind.into_iter().chain(waits).collect::<Vec<_>>().join(", ")
+}
+
 impl List {
     pub(super) fn run(self, context: &Context) -> Outcome {
         let overview = context.store()?.overview()?;
@@ -101,7 +107,7 @@ fn rows(overview: &Overview, versions: &Versions) -> Vec<Vec<String>> {
             size(clone.size),
             size(usage.own_bytes),
             clone.created.clone(),
-            behind_text(versions.behind(clone)),
+            note(clone, versions),
         ]
     };
     overview.bases.iter().map(base).chain(overview.clones.iter().map(clone)).collect()

@@ -6,6 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 const STYLE: &str = "{msg} {bar:30} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta}";
 
@@ -42,6 +43,14 @@ fn bar(style: &str) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style);
     }
+    bar
+}
+
+/// What is being done, of which nobody can say how long it takes.
+pub(super) fn spinner(message: String) -> ProgressBar {
+    let bar = bar("{spinner} {msg}");
+    bar.set_message(message);
+    bar.enable_steady_tick(Duration::from_millis(120));
     bar
 }
 

@@ -1,5 +1,6 @@
 mod disk;
 mod edit;
+mod waiting;
 
 use self::disk::Disk;
 use self::edit::Edit;
@@ -18,6 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Boot a clone as a virtual machine under QEMU.
+///
+/// A clone that `cowshed rebase --at-next-start` left for now is put on its new version first.
 ///
 /// The serial console is on the terminal. Ctrl-C presses the power button; a second one stops the machine. KVM is used
 /// where it works, else QEMU's own translator, which is slower. Ends with QEMU's exit code: 0 when the guest powered
@@ -98,6 +101,12 @@ impl Run {
         let mut signals = SignalWatch::install().context("signals cannot be caught")?;
         let store = context.store()?;
         let target = store.find(&self.name)?;
+        if let Target::Clone(name) = &target
+            && !self.ephemeral
+            && !self.edit
+        {
+            waiting::put_on_version(&store, name, &signals)?;
+        }
         let edit = self.edit.then(|| Edit::begin(&store, &target)).transpose()?;
         let disk = match &edit {
             Some(edit) => edit.disk()?,

@@ -11,7 +11,9 @@ use super::layout::{
 };
 use super::manifest::{self, CheckpointManifest, CloneManifest, FORMAT, text_fault};
 use super::staging::StoreLock;
-use super::{Access, BaseId, Checkpoint, Freed, Name, Operation, Restored, Store, Undone, time, usage};
+use super::{
+    Access, BaseId, Checkpoint, Freed, Name, Operation, Restored, Store, Undone, time, usage, waiting,
+};
 use crate::disk::Layer;
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::BackingName;
@@ -200,6 +202,8 @@ impl Store {
                 .replace_small(CLONE_FILE, &manifest::bytes(&manifest)?)
                 .map_err(|error| cannot_change(name, error))?;
         }
+        // The same of what was said before it stood on this base.
+        waiting::forget_of_other(&folder, &manifest.base).map_err(|error| cannot_change(name, error))?;
         let active = folder.file(CLONE_DISK, FileAccess::Read).map_err(|error| cannot_change(name, error))?;
         let held = Held { name: name.clone(), folder, manifest, stands_on, chain, active };
         held.wait_for_writers().then_some(held).ok_or_else(|| {
@@ -348,6 +352,8 @@ impl Held {
                     error,
                 )
             })?;
+            // What waited does not count any more; what cannot be removed now goes with the next change.
+            let _ = waiting::forget_of_other(&self.folder, base);
         }
         Ok(())
     }

@@ -265,6 +265,8 @@ impl Store {
             let missing = || missing_base(&place, &format!("{name}@{version}"));
             let manifest = self.base_manifest(name, version)?.ok_or_else(missing)?;
             read.push((version, manifest.clone()));
+            #[cfg(test)]
+            gate_tests::after_a_manifest();
             let folder = self.part(format!("{BASES}/{name}/{version}"))?;
             let disk = base_disk(manifest.format);
             let file = match open_locked(&folder, disk, way, &place, &mut chain.locks) {
@@ -462,3 +464,7 @@ fn cannot_open(error: io::Error, way: Way, place: &str) -> Error {
         _ => Error::io(format!("cannot open the disk of {place}"), error),
     }
 }
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+pub(crate) mod gate_tests;

@@ -12,6 +12,8 @@ pub(super) const CRC_FILE: &str = "blocks.crc";
 pub(super) const CLONE_FILE: &str = "clone.json";
 pub(super) const CLONE_DISK: &str = "disk.qcow2";
 pub(super) const CLONE_LOG: &str = "disk.log";
+pub(super) const WAITING_FILE: &str = "rebase.json";
+pub(super) const CANARY_FILE: &str = "canary.json";
 
 /// A chain has at most this many layers, checkpoints and base versions included.
 pub(super) const DEPTH_MAX: usize = 64;

@@ -67,10 +67,17 @@ impl Store {
                 let manifest = manifest::load(&folder, &format!("{name}/{CLONE_FILE}"))?;
                 manifest.map(|manifest| self.settled(&name, manifest)).transpose()
             };
-            match self.present(&format!("{CLONES}/{name}"), CLONE_FILE, read) {
-                Ok(Some(manifest)) => clones.push(clone_of(&name, manifest)),
-                Ok(None) => {}
-                Err(error) => broken.push(Broken::new("clone", name.to_string(), &error)),
+            let clone = match self.present(&format!("{CLONES}/{name}"), CLONE_FILE, read) {
+                Ok(Some(manifest)) => clone_of(&name, manifest),
+                Ok(None) => continue,
+                Err(error) => {
+                    broken.push(Broken::new("clone", name.to_string(), &error));
+                    continue;
+                }
+            };
+            match self.waiting_on(&name, &clone.base) {
+                Ok(waiting) => clones.push(Clone { waiting, ..clone }),
+                Err(error) => broken.push(Broken::with_hint("clone", name.to_string(), &error)),
             }
         }
         Ok((clones, broken))
@@ -112,7 +119,8 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Corrupt`, the host's.
     pub fn clone_named(&self, name: &Name) -> Result<Clone> {
-        Ok(clone_of(name, self.clone_manifest(name)?))
+        let clone = clone_of(name, self.clone_manifest(name)?);
+        Ok(Clone { waiting: self.waiting_on(name, &clone.base)?, ..clone })
     }
 
     /// What `NAME` or `NAME@V` means: a clone and a base never have the same name.
@@ -134,8 +142,8 @@ impl Store {
         ))
     }
 
-    /// The clones that stand on a base version (on any version, when none is given), by themselves or by a checkpoint,
-    /// sorted.
+    /// The clones that stand on a base version (on any version, when none is given), by themselves or by a checkpoint, or
+    /// will from their next start on; sorted.
     ///
     /// # Errors
     /// `Corrupt`, the host's.
@@ -209,10 +217,12 @@ impl Store {
         Ok(manifest)
     }
 
-    /// All base versions that a clone's layers stand on, those of its checkpoints included.
+    /// All base versions that a clone's layers stand on, those of its checkpoints included, and the one that it is put on
+    /// at its next start.
     pub(super) fn bases_below(&self, clone: &Clone) -> Result<Vec<BaseId>> {
         let folder = self.clone_folder(&clone.name)?;
         let mut found = vec![clone.base.clone()];
+        found.extend(clone.waiting.as_ref().map(|waiting| waiting.onto.clone()));
         let names = folder.names().map_err(|error| cannot_list(&folder, error))?;
         for number in names.iter().filter_map(|name| checkpoint_of_file(name)) {
             if let Some(checkpoint) = manifest::load::<CheckpointManifest>(&folder, &checkpoint_file(number))?
@@ -284,7 +294,7 @@ pub(super) fn base_of(name: &Name, version: u32, manifest: BaseManifest) -> Base
 
 pub(super) fn clone_of(name: &Name, manifest: CloneManifest) -> Clone {
     let CloneManifest { base, size, created, labels, .. } = manifest;
-    Clone { name: name.clone(), base, size, created, labels }
+    Clone { name: name.clone(), base, size, created, labels, waiting: None }
 }
 
 fn whole<T>((found, broken): (Vec<T>, Vec<Broken>)) -> Result<Vec<T>> {

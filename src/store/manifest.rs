@@ -1,11 +1,11 @@
 //! The manifests: small JSON files, one beside each disk, parsed strictly.
 
 use super::digest::Digest;
-use super::types::{BaseId, DiskFormat, Operation};
+use super::types::{BaseId, Canary, DiskFormat, Operation, Strategy};
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::Identity;
 use crate::storage::{Fingerprint, Folder};
-use crate::units::{KIB, SECTOR};
+use crate::units::{KIB, MIB, SECTOR};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -13,8 +13,12 @@ use std::io;
 
 /// The version of all manifests and of the store's layout.
 pub(super) const FORMAT: u32 = 1;
-/// No manifest is longer.
+/// No manifest is longer, but those with rules.
 pub(super) const MANIFEST_MAX: u64 = 64 * KIB;
+/// Longest rules that are kept, in bytes: a rules file is no longer.
+const RULES_MAX: usize = 1 << 20;
+/// Longest manifest with rules, which are longer in JSON than they are.
+const WITH_RULES_MAX: u64 = 8 * MIB;
 /// Longest note, label or source, in bytes.
 const TEXT_MAX: usize = 4096;
 /// The largest disk that is taken in bytes: the longest file of ext4. It bounds the file of block sums to 1 GiB.
@@ -75,8 +79,34 @@ pub(super) struct CheckpointManifest {
     pub(super) fingerprint: Fingerprint,
 }
 
+/// `rebase.json`: a rebase that waits for the next start of its clone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WaitingManifest {
+    pub(super) manifest: u32,
+    /// What the clone stood on: it waits no more once it stands on anything else.
+    pub(super) from: BaseId,
+    pub(super) onto: BaseId,
+    pub(super) strategy: Strategy,
+    /// The user's rules, as they were written.
+    pub(super) rules: String,
+    pub(super) created: String,
+}
+
+/// `canary.json`: what the last canary run of a base was told to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CanaryManifest {
+    pub(super) manifest: u32,
+    pub(super) run: Canary,
+    pub(super) created: String,
+}
+
 /// What a manifest must hold beyond its types.
 pub(super) trait Valid: DeserializeOwned + Serialize {
+    /// Bytes that one has at most.
+    const MAX: u64 = MANIFEST_MAX;
+
     /// Why it cannot be right.
     fn fault(&self) -> Option<&'static str>;
 }
@@ -113,6 +143,27 @@ impl Valid for CheckpointManifest {
     }
 }
 
+impl Valid for WaitingManifest {
+    const MAX: u64 = WITH_RULES_MAX;
+
+    fn fault(&self) -> Option<&'static str> {
+        rules_fault(&self.rules).or(text_fault([&self.created]))
+    }
+}
+
+impl Valid for CanaryManifest {
+    const MAX: u64 = WITH_RULES_MAX;
+
+    fn fault(&self) -> Option<&'static str> {
+        let texts = self.run.only.iter().chain(&self.run.keep_disks).chain([&self.created]);
+        rules_fault(&self.run.rules).or(text_fault(texts))
+    }
+}
+
+fn rules_fault(rules: &str) -> Option<&'static str> {
+    (rules.len() > RULES_MAX).then_some("its rules have more than 1 MiB")
+}
+
 fn size_fault(size: u64) -> Option<&'static str> {
     let good = (SECTOR..=DISK_MAX).contains(&size) && size.is_multiple_of(SECTOR);
     (!good).then_some("the disk's size is not a positive multiple of 512 bytes up to 16 TiB")
@@ -137,7 +188,7 @@ pub(super) fn tame(text: &str) -> String {
 /// Reads the manifest at `file` below `folder`; `None` when there is none.
 pub(super) fn load<T: Valid>(folder: &Folder, file: &str) -> Result<Option<T>> {
     let place = || folder.path().join(file).display().to_string();
-    let bytes = match folder.read_small(file, MANIFEST_MAX) {
+    let bytes = match folder.read_small(file, T::MAX) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -171,12 +222,16 @@ pub(super) fn parse<T: Valid>(bytes: &[u8]) -> Result<T> {
 }
 
 /// The bytes of a manifest.
-pub(super) fn bytes<T: Serialize>(manifest: &T) -> Result<Vec<u8>> {
+pub(super) fn bytes<T: Valid>(manifest: &T) -> Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec_pretty(manifest)
         .map_err(|error| Error::invalid(format!("this cannot be written as JSON: {error}")))?;
     bytes.push(b'\n');
-    if crate::units::length(bytes.len()) > MANIFEST_MAX {
+    let len = crate::units::length(bytes.len());
+    if T::MAX == MANIFEST_MAX && len > MANIFEST_MAX {
         return Err(Error::invalid("the labels are too long: at most 64 KiB in all"));
+    }
+    if len > T::MAX {
+        return Err(Error::invalid("the rules and names are too long: at most 8 MiB in all"));
     }
     Ok(bytes)
 }

@@ -26,6 +26,7 @@ mod staging;
 mod time;
 mod types;
 mod usage;
+mod waiting;
 
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::OpenOptions;
@@ -40,6 +41,8 @@ pub(crate) use bases::{Finished, NewBase};
 pub use digest::{BLOCK, Digest};
 pub(crate) use digest::{BlockSum, ContentSums, Sums};
 pub(crate) use flatten::Flattened;
+#[cfg(test)]
+pub(crate) use gate::gate_tests::{three_versions, unseal};
 pub(crate) use gc::Standing;
 pub(crate) use manifest::DISK_MAX;
 pub use name::{BaseRef, NAME_MAX, Name, Target};
@@ -49,8 +52,8 @@ pub(crate) use reseal::Refusals;
 pub use scratch::Scratch;
 pub(crate) use sealed::{CloneFile, Seal};
 pub use types::{
-    Access, Base, BaseId, Broken, Checkpoint, Clone, CloneOptions, DiskFormat, Freed, Operation, Overview,
-    Restored, Survey, Undone, Usage,
+    Access, Base, BaseId, Broken, Canary, Checkpoint, Clone, CloneOptions, DiskFormat, Freed, Operation,
+    Overview, Restored, Strategy, Survey, Undone, Usage, Waiting,
 };
 
 /// An open store; cheap to copy, shared by threads.

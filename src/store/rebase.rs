@@ -68,6 +68,14 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Refuses a base version that is not what it was when the work on it began.
+    fn refuse_changed_base(&self, id: &BaseId) -> Result<()> {
+        self.base_of_clone("the rebase", id)?;
+        self.push_base(&mut Chain::default(), &id.name, id.version, Way::of(Access::Inspect))
+    }
+}
+
 impl Rebase {
     /// What the clone stands on: nobody changes that any more.
     pub(crate) fn from(&self) -> &BaseId {
@@ -102,13 +110,16 @@ impl Rebase {
     /// Puts the new layer in the clone's place; the state from before becomes a checkpoint that `undo` goes back to.
     ///
     /// # Errors
-    /// The host's: the clone is then as it was.
+    /// `Changed` when a base was meddled with meanwhile, the host's: the clone is then as it was.
     pub(crate) fn publish(self) -> Result<Checkpoint> {
         let Self { store, base, size, new, file, held, staging, .. } = self;
         new.close()?;
         // Closing makes durable what was written through it, which may be nothing.
         file.sync().map_err(|error| Error::io(format!("cannot write the new layer over {base}"), error))?;
         let _lock = store.lock()?;
+        for id in [&held.manifest.base, &base] {
+            store.refuse_changed_base(id)?;
+        }
         let number = held.next_number()?;
         let note = Some(format!("before the rebase onto {base}"));
         let frozen = held.freeze(number, note, Some(Operation::Rebase))?;

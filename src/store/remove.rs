@@ -1,6 +1,6 @@
 //! Removing and renaming.
 
-use super::layout::{BASES, CLONE_DISK, CLONES, base_disk};
+use super::layout::{BASES, CANARY_FILE, CLONE_DISK, CLONES, base_disk};
 use super::staging::Staging;
 use super::usage;
 use super::{BaseRef, Freed, Name, Store, Target};
@@ -67,10 +67,13 @@ impl Store {
         let held = hold_disks(&folder, &place)?;
         let bytes = usage::of_folder(&folder).map_err(|error| cannot("remove", &place, error))?.freed;
         let (bases, versions) = (self.part(BASES)?, self.part(format!("{BASES}/{name}"))?);
-        let take_out = || match versions.names()?.as_slice() {
+        let take_out = || {
+            let others = versions.names()?.into_iter().filter(|name| name != CANARY_FILE).count();
             // The last version takes the folder of its name with it.
-            [_] => lock.take_out(&bases, name.as_str()),
-            _ => lock.take_out(&versions, &version.to_string()),
+            match others {
+                1 => lock.take_out(&bases, name.as_str()),
+                _ => lock.take_out(&versions, &version.to_string()),
+            }
         };
         let taken = take_out().map_err(|error| cannot("remove", &place, error))?;
         drop((held, lock));

@@ -102,6 +102,76 @@ pub struct Clone {
     pub created: String,
     /// Words of the user.
     pub labels: BTreeMap<String, String>,
+    /// The rebase that waits for its next start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
+}
+
+/// What becomes of what a clone changed when it is put on another version of its base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// File by file: the new base, with what the clone changed since the old one.
+    Merge,
+    /// The disk stays what it is, byte for byte; what differs from the new base is the clone's own.
+    Keep,
+    /// The disk starts anew from the new base.
+    Replace,
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Merge => "merge",
+            Self::Keep => "keep",
+            Self::Replace => "replace",
+        })
+    }
+}
+
+impl std::str::FromStr for Strategy {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "merge" => Ok(Self::Merge),
+            "keep" => Ok(Self::Keep),
+            "replace" => Ok(Self::Replace),
+            _ => Err(Error::invalid("a strategy is one of merge, keep, replace")),
+        }
+    }
+}
+
+/// A rebase that waits for the next start of a clone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    /// What the clone will stand on.
+    pub onto: BaseId,
+    /// What becomes of its own changes.
+    pub strategy: Strategy,
+    /// Since when: RFC 3339, UTC.
+    pub created: String,
+    /// The user's rules, after the built-in ones, in the format of a rules file.
+    #[serde(skip)]
+    pub rules: String,
+}
+
+/// What a canary run was told to do, and with which clones it began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Canary {
+    /// The base version that the clones are put on.
+    pub onto: BaseId,
+    /// What becomes of their own changes.
+    pub strategy: Strategy,
+    /// The user's rules, after the built-in ones, in the format of a rules file.
+    pub rules: String,
+    /// Which clones are meant: patterns for names, or labels; all when there are none.
+    pub only: Vec<String>,
+    /// Which of those are data disks, which are kept: patterns or labels.
+    pub keep_disks: Vec<String>,
+    /// The clones that it took.
+    pub clones: Vec<Name>,
 }
 
 /// A frozen state of a clone.
@@ -186,14 +256,19 @@ pub struct Survey {
 
 impl Broken {
     pub(super) fn new(kind: &'static str, name: String, error: &Error) -> Self {
+        let hint = format!("; put its {kind}.json back from a backup, or remove it: `cowshed rm {name}`");
+        let mut broken = Self::with_hint(kind, name, error);
+        if error.kind() == Kind::Corrupt {
+            broken.reason.push_str(&hint);
+        }
+        broken
+    }
+
+    /// The same of an error that says itself what to do.
+    pub(super) fn with_hint(kind: &'static str, name: String, error: &Error) -> Self {
         let mut reason = error.to_string();
         if let Some(cause) = std::error::Error::source(error) {
             reason.push_str(&format!(": {cause}"));
-        }
-        if error.kind() == Kind::Corrupt {
-            reason.push_str(&format!(
-                "; put its {kind}.json back from a backup, or remove it: `cowshed rm {name}`"
-            ));
         }
         Self { kind, name, reason, cause: error.kind() }
     }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Base updates on the disks of tests/tools/merge-case.sh: `keep` beside `qemu-img rebase` on copies of the same clone, one
-# contender right after the other, medians of the rounds; and a merge of a whole fleet.
+# contender right after the other, medians of the rounds; the plan of a fleet beside the plans of its clones one by one; and a
+# merge of the whole fleet, which must take at most 6 s for a clone, and 300 MiB in one process.
 #
 # Usage: rebase.sh [-r ROUNDS] [-n CLONES] [-o OUT.json]      needs root (a view), a release build, and room for CLONES deltas
 set -euo pipefail
@@ -13,7 +14,7 @@ while getopts r:n:o: option; do
         r) ROUNDS=$OPTARG ;;
         n) CLONES=$OPTARG ;;
         o) OUT=$OPTARG ;;
-        *) sed -n '5p' "$0" | cut -c3- >&2; exit 2 ;;
+        *) sed -n '6p' "$0" | cut -c3- >&2; exit 2 ;;
     esac
 done
 [[ -x $COWSHED && -e $CASE/old.raw ]] || { echo "rebase.sh: run make build and make merge-case first" >&2; exit 1; }
@@ -83,6 +84,21 @@ OURS=$(median "${ours[@]}") THEIRS=$(median "${theirs[@]}")
 for clone in "$COWSHED_STORE"/clones/fleet-*; do cp "$DELTA" "$clone/disk.qcow2"; done
 sync -f "$WORK"
 printf 'clone /data/**\n' >"$WORK/rules"
+# Milliseconds of processor time: of one plan for twenty clones, and of twenty plans for one.
+read -r TOGETHER APART < <(python3 - "$COWSHED" "$WORK/rules" "$CLONES" "$ROUNDS" <<'PY'
+import resource, statistics, subprocess, sys
+def used(*commands):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for which in commands:
+        command = [sys.argv[1], "rebase", *which, "--onto", "deb@2", "--rules", sys.argv[2], "--plan"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return 1000 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+clones = [f"fleet-{number}" for number in range(1, min(20, int(sys.argv[3])) + 1)]
+rounds = [(used(clones), used(*[[clone] for clone in clones])) for _ in range(int(sys.argv[4]))]
+print(*(round(statistics.median(column)) for column in zip(*rounds)))
+PY
+)
 read -r FLEET PEAK < <(python3 - "$COWSHED" "$WORK/rules" <<'PY'
 import resource, subprocess, sys, time
 start = time.monotonic()
@@ -93,9 +109,14 @@ PY
 )
 cat <<TEXT
 keep, one clone: cowshed $OURS ms, qemu-img rebase $THEIRS ms, ratio $(awk "BEGIN { printf \"%.2f\", $THEIRS / $OURS }")
+plan, up to 20 clones: $TOGETHER ms of CPU together, $APART ms one by one, ratio $(awk "BEGIN { printf \"%.2f\", $APART / $TOGETHER }")
 merge of $CLONES clones: $FLEET s, at most $PEAK MiB in one process
 TEXT
 if [[ -n $OUT ]]; then
-    printf '{"keep_ms": %s, "qemu_rebase_ms": %s, "fleet": %s, "fleet_s": %s, "peak_mib": %s}\n' \
-        "$OURS" "$THEIRS" "$CLONES" "$FLEET" "$PEAK" >"$OUT"
+    printf '{"keep_ms": %s, "qemu_rebase_ms": %s, "plan_ms": %s, "plan_apart_ms": %s, "fleet": %s, "fleet_s": %s, "peak_mib": %s}\n' \
+        "$OURS" "$THEIRS" "$TOGETHER" "$APART" "$CLONES" "$FLEET" "$PEAK" >"$OUT"
+fi
+if ((FLEET > 6 * CLONES || PEAK > 300)); then
+    echo "rebase.sh: the fleet took $FLEET s and $PEAK MiB; at most $((6 * CLONES)) s and 300 MiB are allowed" >&2
+    exit 1
 fi

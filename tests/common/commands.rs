@@ -10,10 +10,10 @@ use cowshed::ops::export::{ExportRequest, export};
 use cowshed::ops::gc::gc;
 use cowshed::ops::import::{ImportRequest, import, promote};
 use cowshed::ops::merge::rules::Rules;
-use cowshed::ops::rebase::{MergeSettings, RebaseRequest, Strategy, rebase};
+use cowshed::ops::rebase::{MergeSettings, RebaseRequest, Strategy, rebase, rebase_waiting};
 use cowshed::ops::verify::reseal;
 use cowshed::storage::Watch;
-use cowshed::store::{Access, BaseRef, CloneOptions, DiskFormat, Name, Store, Target};
+use cowshed::store::{Access, BaseRef, Canary, CloneOptions, DiskFormat, Name, Store, Target};
 use cowshed::units::GuestOffset;
 use cowshed::{Kind, Result};
 use std::collections::BTreeSet;
@@ -90,6 +90,24 @@ impl Place {
         export(&self.store()?, &request, &Silent)
     }
 
+    fn wait(&self, clone: &str, strategy: Strategy) -> Result<()> {
+        let onto = BaseRef::exact(name("lines"), 2);
+        self.store()?.wait_for_start(&name(clone), &onto, strategy, "clone /x\n").map(drop)
+    }
+
+    fn note_canary(&self, base: &str, clone: &str) -> Result<()> {
+        let store = self.store()?;
+        let run = Canary {
+            onto: store.base(&BaseRef::exact(name(base), 2))?.id(),
+            strategy: Strategy::Merge,
+            rules: "clone /x\n".to_owned(),
+            only: vec!["web-*".to_owned()],
+            keep_disks: Vec::new(),
+            clones: vec![name(clone)],
+        };
+        store.note_canary(&run)
+    }
+
     fn gc(&self, base: &str) -> Result<()> {
         gc(&self.store()?, Some(&name(base)), true, &Silent, &mut |_| ())
     }
@@ -156,7 +174,7 @@ fn repair(place: &Place) -> Result<()> {
 /// All commands.
 pub fn all() -> Vec<Command> {
     type Run = fn(&Place) -> Result<()>;
-    let table: [(&'static str, Option<Kind>, Run); 33] = [
+    let table: [(&'static str, Option<Kind>, Run); 39] = [
         ("first import", Some(Kind::Exists), |p| p.import("one.raw", "base")),
         ("import", Some(Kind::Exists), |p| p.import("two.raw", "second")),
         ("import qcow2", Some(Kind::Exists), |p| p.import("three.qcow2", "third")),
@@ -198,6 +216,15 @@ pub fn all() -> Vec<Command> {
         ("rebase --strategy replace", None, |p| p.rebase("c", "lines", Strategy::Replace)),
         ("rebase --strategy merge", None, |p| p.rebase("e", "os", Strategy::Merge)),
         ("undo", Some(Kind::NotFound), |p| p.store()?.undo(&name("d")).map(drop)),
+        ("rebase --at-next-start", None, |p| p.wait("c", Strategy::Keep)),
+        ("rebase --at-next-start of a clone that waits", None, |p| p.wait("f", Strategy::Keep)),
+        ("rebase --at-next-start --cancel", None, |p| p.store()?.stop_waiting(&name("f")).map(drop)),
+        ("start of a clone that waits", None, |p| {
+            let program = PathBuf::from(env!("CARGO_BIN_EXE_cowshed"));
+            rebase_waiting(&p.store()?, &name("f"), program, &Silent).map(drop)
+        }),
+        ("rebase --canary", None, |p| p.note_canary("os", "e")),
+        ("the end of rebase --continue", None, |p| p.store()?.forget_canary(&name("lines"))),
     ];
     table.map(|(name, again, run)| Command { name, run, again, first: name == "first import" }).into()
 }
@@ -302,6 +329,10 @@ pub fn everything() -> Built {
     place.import("two.raw", "lines").unwrap();
     store.create_clones(&base_ref("lines"), &["c", "d"].map(name), &CloneOptions::default()).unwrap();
     place.import_as("edited.raw", "lines", true).unwrap();
+    store.create_clones(&BaseRef::exact(name("lines"), 1), &[name("f")], &CloneOptions::default()).unwrap();
+    write(&store, "f", 5, 50_000);
+    place.wait("f", Strategy::Replace).unwrap();
+    place.note_canary("lines", "f").unwrap();
     write(&store, "c", 3, 20_000);
     store.checkpoint(&name("c"), None).unwrap();
     write(&store, "c", 4, 40_000);

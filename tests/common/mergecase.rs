@@ -4,7 +4,7 @@ use super::memfs::{Bytes, Executor, Fs, Three3, text};
 use cowshed::ops::merge::dpkg::Units;
 use cowshed::ops::merge::rules::Rules;
 use cowshed::ops::merge::tree::Tree;
-use cowshed::ops::merge::{Clash, Forced, Input, Plan, Three, plan};
+use cowshed::ops::merge::{Clash, Forced, Input, Pairs, Plan, Three, plan};
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write;
 
@@ -42,8 +42,8 @@ impl Case {
         let rules = Rules::preset().unwrap().and(rules).unwrap();
         let trees = Three { old: &trees.old, base: &trees.base, clone: &trees.clone };
         let forced = HashMap::new();
-        let input =
-            Input { trees, related: true, contents: &contents, rules: &rules, units: None, forced: &forced };
+        let bases = &Pairs::of_bases(trees.old, trees.base, true);
+        let input = Input { trees, bases, contents: &contents, rules: &rules, units: None, forced: &forced };
         plan(&input, "base").unwrap()
     }
 
@@ -58,7 +58,8 @@ impl Case {
         let contents = Three3(self.three());
         let rules = Rules::none().unwrap().and(rules).unwrap();
         let trees = Three { old: &trees.old, base: &trees.base, clone: &trees.clone };
-        plan(&Input { trees, related, contents: &contents, rules: &rules, units, forced }, "base").unwrap()
+        let bases = &Pairs::of_bases(trees.old, trees.base, related);
+        plan(&Input { trees, bases, contents: &contents, rules: &rules, units, forced }, "base").unwrap()
     }
 
     pub fn run(&self, plan: &Plan) -> Fs {

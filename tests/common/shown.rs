@@ -6,7 +6,7 @@ use cowshed::disk::{Disk, Layer, RawLayer};
 use cowshed::ops::check::check_clone;
 use cowshed::qcow2::{Image, OpenOptions};
 use cowshed::storage::{Fingerprint, HostFile, Storage};
-use cowshed::store::{Access, BaseRef, CloneOptions, DiskFormat, Name, Store};
+use cowshed::store::{Access, BaseRef, Canary, CloneOptions, DiskFormat, Name, Store, Strategy};
 use cowshed::units::{GuestOffset, HostOffset};
 use cowshed::{Error, Kind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +49,8 @@ pub struct Shown {
     /// By `NAME@V`: digest of the content, and why it is refused, if it is.
     pub bases: BTreeMap<String, (String, Option<String>)>,
     pub clones: BTreeMap<String, ShownClone>,
+    /// By base: what its last canary run was told.
+    pub canaries: BTreeMap<String, Canary>,
     /// Exported files by name: digest of the disk.
     pub out: BTreeMap<String, String>,
 }
@@ -57,6 +59,8 @@ pub struct Shown {
 pub struct ShownClone {
     pub base: String,
     pub labels: BTreeMap<String, String>,
+    /// What waits for its next start: the version, the strategy and the rules.
+    pub waiting: Option<(String, Strategy, String)>,
     pub content: String,
     /// By number: parent, note, and digest of the content.
     pub checkpoints: BTreeMap<u32, (Option<u32>, Option<String>, String)>,
@@ -93,6 +97,8 @@ pub fn shown(root: &Path, out: &Path) -> Result<Shown, String> {
             return Err(format!("{report:?}, refused: {refused:?}"));
         }
         shown.bases.insert(exact.to_string(), (base.digest.to_string(), refused));
+        let canary = store.canary(&base.name).map_err(|error| say("canary", &error))?;
+        shown.canaries.extend(canary.map(|canary| (base.name.to_string(), canary)));
     }
     for clone in survey.clones {
         let seen = shown_clone(&store, &clone)?;
@@ -120,6 +126,10 @@ fn shown_clone(store: &Store, clone: &cowshed::store::Clone) -> Result<ShownClon
     Ok(ShownClone {
         base: clone.base.to_string(),
         labels: clone.labels.clone(),
+        waiting: clone
+            .waiting
+            .as_ref()
+            .map(|waiting| (waiting.onto.to_string(), waiting.strategy, waiting.rules.clone())),
         content,
         checkpoints,
         refused,
@@ -273,7 +283,7 @@ pub fn probe(root: &Path) -> Result<(), String> {
     }
     for clone in store.clones().map_err(|error| say("clones", &error))? {
         // One with checkpoints and one without, whatever they are called now.
-        let few = matches!(clone.name.as_str(), "a" | "aa" | "b" | "bb" | "c" | "d" | "e" | "n-1");
+        let few = matches!(clone.name.as_str(), "a" | "aa" | "b" | "bb" | "c" | "d" | "e" | "f" | "n-1");
         if few && store.open_clone(&clone.name, Access::Read).is_ok() {
             let made = store.checkpoint(&clone.name, Some("probe"));
             made.map_err(|error| say(&format!("the next checkpoint of {}", clone.name), &error))?;

@@ -97,6 +97,14 @@ impl<B: Bytes> Content<'_, B> {
         self.size
     }
 
+    /// Its map, as [`Ext4::extents`] gives it.
+    pub(crate) fn extents(&self) -> &[Extent] {
+        match &self.held {
+            Held::Inline(_) => &[],
+            Held::Mapped(extents) => extents,
+        }
+    }
+
     /// Fills `buf` from byte `at` on, holes as zeros; the number of bytes that there were before the end.
     ///
     /// # Errors

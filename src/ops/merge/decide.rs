@@ -3,7 +3,7 @@
 use super::beside::Beside;
 use super::fate::{Clash, Conflict, Facts, Fate, Live, Source, differ, facts, provisional};
 use super::packages::Keyed;
-use super::pair::{Object, Objects};
+use super::pair::{Object, Objects, Pairs};
 use super::rules::{Decision, Policy, Rules, Winner};
 use super::text::{TextMerge, merge_text};
 use super::tree::{Contents, File, Tree};
@@ -28,8 +28,8 @@ pub enum Forced {
 pub struct Input<'a> {
     /// The trees.
     pub trees: Three<&'a Tree>,
-    /// Whether inode numbers of the new base mean the same as those of the old one.
-    pub related: bool,
+    /// Which files of the old base are which of the new one.
+    pub bases: &'a Pairs,
     /// What the files hold.
     pub contents: &'a dyn Contents,
     /// Who wins.
@@ -68,7 +68,7 @@ enum Way {
 impl<'a> Merge<'a> {
     /// `label` ends the names of what lies beside the clone's.
     pub(super) fn of(input: &'a Input<'a>, label: &str) -> Result<Self> {
-        let objects = Objects::of(input.trees, input.related);
+        let objects = Objects::of(input.trees, input.bases);
         let mut merge = Self {
             input,
             objects,

@@ -31,7 +31,7 @@ pub mod volumes;
 pub use apply::apply;
 pub use decide::{Forced, Input};
 pub use fate::{Clash, Conflict};
-pub(crate) use pair::Pairs;
+pub use pair::Pairs;
 pub use plan::{Plan, plan, plan_system};
 pub use steps::Step;
 pub use version::Version;

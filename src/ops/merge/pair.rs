@@ -19,8 +19,8 @@ pub(super) struct Objects {
 }
 
 /// Pairs of files of the old base with those of another version.
-#[derive(Default)]
-pub(crate) struct Pairs {
+#[derive(Debug, Default)]
+pub struct Pairs {
     /// From the old tree to the other one.
     pub(crate) to: HashMap<u32, u32>,
     /// And back.
@@ -28,6 +28,13 @@ pub(crate) struct Pairs {
 }
 
 impl Pairs {
+    /// Those of two versions of a base. `related` says whether inode numbers mean the same in both.
+    #[must_use]
+    pub fn of_bases(old: &Tree, new: &Tree, related: bool) -> Self {
+        // A clone was written on top of the old base; a new base may have been built anew from the same recipe.
+        pairs(old, new, related.then_some(is_same_inode))
+    }
+
     /// Adds a pair; false when one of the two has another one.
     pub(crate) fn add(&mut self, old: u32, new: u32) -> bool {
         if self.to.contains_key(&old) || self.from.contains_key(&new) {
@@ -116,11 +123,8 @@ fn pair_moved(old: &Tree, new: &Tree, is_same: fn(&File, &File) -> bool, pairs: 
 }
 
 impl Objects {
-    /// The objects of three trees. `related` says of the base and of the clone whether their inode numbers mean the
-    /// same as the old base's.
-    pub(super) fn of(trees: Three<&Tree>, base_related: bool) -> Self {
-        // A clone was written on top of the old base; a new base may have been built anew from the same recipe.
-        let base = pairs(trees.old, trees.base, base_related.then_some(is_same_inode));
+    /// The objects of three trees, of which `base` pairs those of the bases.
+    pub(super) fn of(trees: Three<&Tree>, base: &Pairs) -> Self {
         let clone = pairs(trees.old, trees.clone, Some(has_same_record));
         let mut objects = Self::default();
         for old in sorted(trees.old) {

@@ -6,6 +6,7 @@ use super::decide::{Input, Merge};
 use super::derived::{BOOT_UNIT, Comeback, boot_unit};
 use super::dpkg::Change;
 use super::fate::Conflict;
+use super::pair::Pairs;
 use super::rules::Rules;
 use super::steps::{Step, Steps};
 use super::tree::{Contents, Tree};
@@ -13,7 +14,7 @@ use crate::error::Result;
 use std::collections::BTreeSet;
 
 /// A merge that can be carried out, if no conflict is left open.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Plan {
     /// The steps, on the new base's filesystem.
     pub steps: Vec<Step>,
@@ -33,20 +34,19 @@ pub struct Plan {
     pub broken: Vec<String>,
 }
 
-/// Plans the merge of a filesystem with all that is known about what is in it.
+/// Plans the merge of a filesystem with all that is known about what is in it; `bases` pairs the files of the bases.
 ///
 /// # Errors
 /// As [`plan`].
-pub fn plan_system(trees: Three<&Tree>, contents: &dyn Contents, rules: &Rules, label: &str) -> Result<Plan> {
+pub fn plan_system(
+    (trees, bases): (Three<&Tree>, &Pairs),
+    contents: &dyn Contents,
+    rules: &Rules,
+    label: &str,
+) -> Result<Plan> {
     let databases = Databases::of(trees, contents, rules)?;
-    let input = Input {
-        trees,
-        related: true,
-        contents,
-        rules,
-        units: databases.units.as_ref(),
-        forced: &databases.forced,
-    };
+    let input =
+        Input { trees, bases, contents, rules, units: databases.units.as_ref(), forced: &databases.forced };
     let mut plan = plan(&input, label)?;
     plan.conflicts.extend(databases.conflicts);
     plan.settled.extend(databases.settled);

@@ -5,7 +5,7 @@
 
 use super::volumes::Volume;
 use crate::error::Result;
-use crate::guestfs::ext4::{Extent, Ino, Inode};
+use crate::guestfs::ext4::{Extent, Ino};
 use crate::ops::scan::Against;
 use crate::ops::{Progress, check_cancelled};
 use crate::units::{index, length};
@@ -34,14 +34,18 @@ pub fn is_same(
         return Ok(true);
     }
     let contents = [volumes[0].filesystem.content(&inodes[0])?, volumes[1].filesystem.content(&inodes[1])?];
-    let known = known(volumes, &inodes, shared)?;
-    let (mut a, mut b) = (vec![0; PIECE], vec![0; PIECE]);
+    let known = known(volumes, [contents[0].extents(), contents[1].extents()], shared)?;
     // What is a hole in both is skipped.
-    for range in without(union(contents[0].data(), contents[1].data()), &known) {
+    let ranges = without(union(contents[0].data(), contents[1].data()), &known);
+    // Of most files nothing has to be read.
+    let longest = ranges.iter().map(|range| range.end - range.start).max().unwrap_or(0);
+    let piece = index(longest.min(length(PIECE)));
+    let (mut a, mut b) = (vec![0; piece], vec![0; piece]);
+    for range in ranges {
         let mut at = range.start;
         while at < range.end {
             check_cancelled(progress)?;
-            let len = index((range.end - at).min(length(PIECE)));
+            let len = index((range.end - at).min(length(piece)));
             contents[0].read(at, &mut a[..len])?;
             contents[1].read(at, &mut b[..len])?;
             if a[..len] != b[..len] {
@@ -54,13 +58,13 @@ pub fn is_same(
 }
 
 /// Ranges of both files that are the same blocks of the same layers, in order.
-fn known(volumes: [&Volume<'_>; 2], inodes: &[Inode; 2], shared: usize) -> Result<Vec<Range<u64>>> {
+fn known(volumes: [&Volume<'_>; 2], maps: [&[Extent]; 2], shared: usize) -> Result<Vec<Range<u64>>> {
     let [first, second] = volumes;
     let block = |volume: &Volume<'_>| volume.filesystem.superblock().block_size;
     if shared == 0 || first.start != second.start || block(first) != block(second) {
         return Ok(Vec::new());
     }
-    let [one, other] = [written(first, &inodes[0])?, written(second, &inodes[1])?];
+    let [one, other] = maps.map(written);
     let (mut found, mut here, mut there) = (Vec::new(), 0, 0);
     while let (Some(a), Some(b)) = (one.get(here), other.get(there)) {
         let logical = a.logical.max(b.logical)..a.logical_end().min(b.logical_end());
@@ -77,10 +81,8 @@ fn known(volumes: [&Volume<'_>; 2], inodes: &[Inode; 2], shared: usize) -> Resul
     Ok(found)
 }
 
-fn written(volume: &Volume<'_>, inode: &Inode) -> Result<Vec<Extent>> {
-    let mut extents = volume.filesystem.extents(inode)?;
-    extents.retain(|extent| !extent.unwritten);
-    Ok(extents)
+fn written(map: &[Extent]) -> Vec<Extent> {
+    map.iter().filter(|extent| !extent.unwritten).copied().collect()
 }
 
 /// Adds to `found` what both disks have from the same layers, of blocks that lie at the same place.
@@ -93,7 +95,7 @@ fn settle(
 ) -> Result<()> {
     let [first, second] = volumes;
     let block = first.filesystem.superblock().block_size;
-    let against = Against { disk: second.disk, shared };
+    let against = Against { disk: &second.disk, shared };
     let (place, file) = (physical * block, logical.start * block);
     let len = (logical.end - logical.start) * block;
     let mut at = 0;
@@ -101,7 +103,7 @@ fn settle(
         let here = first.start + place + at;
         let (one, other) = (first.run_at(here)?, second.run_at(here)?);
         let step = (one.end.min(other.end) - here).min(len - at);
-        let same = (!one.data && !other.data) || against.is_shared(first.disk, one.depth, other.depth);
+        let same = (!one.data && !other.data) || against.is_shared(&first.disk, one.depth, other.depth);
         // The journal brings other bytes than the disk has.
         let blocks = (place + at) / block..(place + at + step).div_ceil(block);
         let brought = |volume: &Volume<'_>| volume.replayed.range(blocks.clone()).next().is_some();

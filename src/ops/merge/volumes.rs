@@ -7,11 +7,14 @@ use crate::disk::{Disk, DiskExtent};
 use crate::error::{Error, Result};
 use crate::guestfs::Window;
 use crate::guestfs::ext4::{Ext4, Ino, Replayed};
-use crate::guestfs::partitions::Partition;
+use crate::guestfs::partitions::{Bytes, Partition};
 use crate::ops::Silent;
+use crate::store::OpenDisk;
 use crate::units::{GuestOffset, MIB, index};
-use std::collections::BTreeSet;
-use std::sync::OnceLock;
+use parking_lot::Mutex;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
 /// Longest file that a merge looks into, in bytes.
 const LONGEST: u64 = 64 * MIB;
@@ -19,11 +22,53 @@ const LONGEST: u64 = 64 * MIB;
 /// Where a filesystem lies: a partition, or the whole disk as partition 0.
 pub type Place = Partition;
 
+/// The disk that a volume is on.
+#[derive(Clone, Debug)]
+pub enum On<'a> {
+    /// One that the caller has.
+    Disk(&'a Disk),
+    /// One that stays open as long as somebody uses it.
+    Shared(Arc<OpenDisk>),
+}
+
+impl Deref for On<'_> {
+    type Target = Disk;
+
+    fn deref(&self) -> &Disk {
+        match self {
+            Self::Disk(disk) => disk,
+            Self::Shared(open) => &open.disk,
+        }
+    }
+}
+
+impl Bytes for On<'_> {
+    fn size(&self) -> u64 {
+        Disk::size(self)
+    }
+
+    fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
+        Disk::read(self, buf, at)
+    }
+}
+
+impl<'a> From<&'a Disk> for On<'a> {
+    fn from(disk: &'a Disk) -> Self {
+        Self::Disk(disk)
+    }
+}
+
+impl From<Arc<OpenDisk>> for On<'_> {
+    fn from(open: Arc<OpenDisk>) -> Self {
+        Self::Shared(open)
+    }
+}
+
 /// One version of a filesystem.
 pub struct Volume<'a> {
     /// The filesystem, its journal replayed in memory.
-    pub filesystem: Ext4<Replayed<Window<&'a Disk>>>,
-    pub(super) disk: &'a Disk,
+    pub filesystem: Ext4<Replayed<Window<On<'a>>>>,
+    pub(super) disk: On<'a>,
     /// Its first byte on the disk.
     pub(super) start: u64,
     end: u64,
@@ -49,8 +94,9 @@ impl<'a> Volume<'a> {
     ///
     /// # Errors
     /// `Invalid` when there is no ext filesystem, as [`Ext4::open`] else.
-    pub fn open(disk: &'a Disk, place: &Place) -> Result<Self> {
-        let replayed = Replayed::open(Window::new(disk, place)?)?;
+    pub fn open(disk: impl Into<On<'a>>, place: &Place) -> Result<Self> {
+        let disk = disk.into();
+        let replayed = Replayed::open(Window::new(disk.clone(), place)?)?;
         let blocks = replayed.written().map(|(block, _)| block.0).collect();
         let filesystem = Ext4::open(replayed)?;
         if filesystem.state().errors {
@@ -103,12 +149,50 @@ impl<'a> Volume<'a> {
     }
 }
 
+/// What was found out about the files of an old and a new base: the same for all clones.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// Whether a file of the old base and one of the new base hold the same bytes.
+    same: Mutex<HashMap<(u32, u32), bool>>,
+    /// What files of both hold.
+    read: Mutex<Kept>,
+}
+
+/// Contents of files.
+#[derive(Debug, Default)]
+struct Kept {
+    files: HashMap<(Version, u32), Arc<Vec<u8>>>,
+    bytes: usize,
+}
+
+impl Compared {
+    /// Bytes of files that are kept: databases of packages, and texts that clones change, too.
+    const MOST: usize = 16 << 20;
+    /// What a file costs beside its bytes.
+    const EACH: usize = 128;
+
+    fn known(&self, of: (Version, u32)) -> Option<Arc<Vec<u8>>> {
+        self.read.lock().files.get(&of).map(Arc::clone)
+    }
+
+    fn keep(&self, of: (Version, u32), bytes: &[u8]) {
+        let mut read = self.read.lock();
+        let with_it = read.bytes + bytes.len() + Self::EACH;
+        if with_it <= Self::MOST {
+            read.bytes = with_it;
+            read.files.insert(of, Arc::new(bytes.to_vec()));
+        }
+    }
+}
+
 /// The three versions of one filesystem.
 pub struct Volumes<'a> {
     /// They.
-    pub three: Three<Volume<'a>>,
+    pub three: Three<&'a Volume<'a>>,
     /// Layers at the bottom of the chains that are the same files: of old base and new base, of old base and clone.
     pub shared: [usize; 2],
+    /// What is known of the bases already, and what comes to be known of them.
+    pub compared: &'a Compared,
 }
 
 impl Volumes<'_> {
@@ -125,11 +209,24 @@ impl Volumes<'_> {
 
 impl Contents for Volumes<'_> {
     fn same(&self, one: (Version, u32), other: (Version, u32)) -> Result<bool> {
-        let volume = |of: (Version, u32)| (self.three.of_version(of.0), of.1);
-        is_same(volume(one), volume(other), self.shared(one.0, other.0), &Silent)
+        let compare = || {
+            let volume = |of: (Version, u32)| (*self.three.of_version(of.0), of.1);
+            is_same(volume(one), volume(other), self.shared(one.0, other.0), &Silent)
+        };
+        let ((Version::Old, old), (Version::Base, base)) = (one, other) else { return compare() };
+        if let Some(known) = self.compared.same.lock().get(&(old, base)) {
+            return Ok(*known);
+        }
+        // Of two clones that compare them at once, one is as good as the other.
+        let same = compare()?;
+        self.compared.same.lock().insert((old, base), same);
+        Ok(same)
     }
 
     fn read(&self, of: (Version, u32)) -> Result<Vec<u8>> {
+        if let Some(known) = self.compared.known(of) {
+            return Ok(known.to_vec());
+        }
         let filesystem = &self.three.of_version(of.0).filesystem;
         let inode = filesystem.inode(Ino(of.1))?;
         if inode.size > LONGEST {
@@ -137,6 +234,9 @@ impl Contents for Volumes<'_> {
         }
         let mut bytes = vec![0; index(inode.size)];
         filesystem.content(&inode)?.read(0, &mut bytes)?;
+        if of.0 != Version::Clone {
+            self.compared.keep(of, &bytes);
+        }
         Ok(bytes)
     }
 }

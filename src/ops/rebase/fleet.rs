@@ -1,9 +1,10 @@
 //! Many clones at once.
 
-use super::{Outcome, RebaseRequest, Rebased, plan, rebase};
+use super::bases::Bases;
+use super::{Outcome, RebaseRequest, Rebased, plan_one, rebase_one};
 use crate::error::{Error, Kind};
 use crate::ops::Progress;
-use crate::store::{Name, Store};
+use crate::store::{Name, Store, Waiting};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
@@ -14,6 +15,8 @@ pub enum Ending {
     Done(Rebased),
     /// It stands on that version already.
     UpToDate,
+    /// It is left as it is until it is next started; see [`super::rebase_at_next_start`].
+    Deferred(Waiting),
     /// Both sides changed the same things; it is left as it is.
     Conflict(Rebased),
     /// Somebody has it open; it is left as it is.
@@ -32,18 +35,19 @@ pub fn rebase_all(
     progress: &dyn Progress,
     each: &mut dyn FnMut(&Name, Ending),
 ) {
-    let next = AtomicUsize::new(0);
+    let (next, bases) = (AtomicUsize::new(0), Bases::default());
+    let requests = by_version(store, requests);
     let (told, endings) = mpsc::channel();
     std::thread::scope(|scope| {
         for _ in 0..jobs.clamp(1, requests.len().max(1)) {
-            let (told, next) = (told.clone(), &next);
+            let (told, next, bases, requests) = (told.clone(), &next, &bases, &requests);
             scope.spawn(move || {
                 while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if progress.cancelled() {
                         return;
                     }
                     // Nobody listens any more only when the caller has panicked.
-                    let _ = told.send((request, one(store, request, only_plan, progress)));
+                    let _ = told.send((request, one(store, request, bases, only_plan, progress)));
                 }
             });
         }
@@ -54,9 +58,26 @@ pub fn rebase_all(
     });
 }
 
-fn one(store: &Store, request: &RebaseRequest, only_plan: bool, progress: &dyn Progress) -> Ending {
-    let run = if only_plan { plan } else { rebase };
-    match run(store, request, progress) {
+/// Clones that stand on the same version one after the other: what is read of it is needed by all of them, and then by
+/// none any more.
+fn by_version<'a>(store: &Store, requests: &'a [RebaseRequest]) -> Vec<&'a RebaseRequest> {
+    let mut sorted: Vec<&RebaseRequest> = requests.iter().collect();
+    sorted.sort_by_cached_key(|request| {
+        // What is wrong with one is told when it is its turn.
+        store.clone_named(&request.clone).ok().map(|clone| (clone.base.name, clone.base.version))
+    });
+    sorted
+}
+
+fn one(
+    store: &Store,
+    request: &RebaseRequest,
+    bases: &Bases,
+    only_plan: bool,
+    progress: &dyn Progress,
+) -> Ending {
+    let run = if only_plan { plan_one } else { rebase_one };
+    match run(store, request, bases, progress) {
         Ok(Outcome::Done(done)) => Ending::Done(done),
         Ok(Outcome::UpToDate) => Ending::UpToDate,
         Ok(Outcome::Conflict(open)) => Ending::Conflict(open),

@@ -1,11 +1,12 @@
 //! The merge of a clone's disk: filesystem by filesystem by files, everything else as a whole.
 
+use super::bases::{self, Both, Pair, named, volume};
 use super::{MergeSettings, Merged};
 use crate::disk::Disk;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::guestfs::Window;
 use crate::guestfs::edit::Volume as _;
-use crate::guestfs::partitions::{Partition, partitions, places};
+use crate::guestfs::partitions::partitions;
 use crate::ops::Progress;
 use crate::ops::merge::tree::Tree;
 use crate::ops::merge::volumes::{Place, Volume, Volumes};
@@ -14,20 +15,22 @@ use crate::ops::scan::{Against, Count, difference_in};
 use crate::ops::version::Delta;
 use crate::units::{GuestOffset, length};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The three disks, and how many layers at the bottom are the same files: of old and new base, of old base and clone.
 #[derive(Clone, Copy)]
 pub(super) struct Disks<'a> {
-    pub(super) three: Three<&'a Disk>,
-    pub(super) shared: [usize; 2],
+    three: Three<&'a Disk>,
+    shared: [usize; 2],
 }
 
 /// A filesystem to be merged.
 struct Filesystem<'a> {
     place: Place,
-    volumes: Volumes<'a>,
-    trees: Three<Tree>,
+    bases: &'a Both,
+    clone: Volume<'a>,
+    tree: Tree,
+    shared: [usize; 2],
     plan: Plan,
 }
 
@@ -40,27 +43,38 @@ pub(super) struct Work<'a> {
     pub(super) report: Merged,
 }
 
+impl<'a> Disks<'a> {
+    /// Those of a clone, whose layers have the files `files`.
+    pub(super) fn of(pair: &'a Pair, clone: &'a Disk, files: &[PathBuf]) -> Self {
+        let three = Three { old: &pair.old.disk, base: &pair.new.disk, clone };
+        Self { three, shared: [pair.shared, pair.old.shared_with(files)] }
+    }
+}
+
 /// Plans the merge; nothing is written.
 ///
 /// # Errors
 /// `Unsupported` when the disks cannot be merged by files, with the reason; `Corrupt` for a damaged filesystem; whatever
 /// reading gives.
 pub(super) fn prepare<'a>(
-    disks: Disks<'a>,
+    pair: &'a Pair,
+    (clone, files): (&'a Disk, &[PathBuf]),
     settings: &MergeSettings,
-    label: &str,
     progress: &dyn Progress,
 ) -> Result<Work<'a>> {
-    let places = common_places(disks.three)?;
+    let disks = Disks::of(pair, clone, files);
+    pair.refuse_layout(&partitions(clone)?, clone.size())?;
+    let label = pair.onto.to_string();
     let mut work = Work { disks, filesystems: Vec::new(), copied: Vec::new(), report: Merged::default() };
     let mut rest = Vec::new();
     let mut at = 0;
-    for place in &places {
+    for (place, bases) in &pair.places {
         rest.push((at..place.start.0, None));
         at = place.end().0;
-        match open(disks, place)? {
-            Some(volumes) => {
-                let found = plan(*place, volumes, settings, label)?;
+        let clone = bases.as_ref().map(|_| volume(clone, place, "the clone")).transpose()?.flatten();
+        match bases.as_ref().zip(clone) {
+            Some((bases, clone)) => {
+                let found = plan((place, bases, clone), disks.shared, settings, &label)?;
                 work.report.add(&found.plan);
                 work.filesystems.push(found);
             }
@@ -79,59 +93,18 @@ pub(super) fn prepare<'a>(
     Ok(work)
 }
 
-/// The places that filesystems may be in, in the order of the disk: they are the same on all three.
-fn common_places(disks: Three<&Disk>) -> Result<Vec<Partition>> {
-    let old = partitions(disks.old)?;
-    let same = partitions(disks.base)? == old && partitions(disks.clone)? == old;
-    if !same || disks.old.size() != disks.clone.size() {
-        return Err(Error::unsupported(
-            "its partitions, or the new base's, are not those that it was made with: files cannot be merged across \
-             another layout",
-        ));
-    }
-    let shorter = if disks.base.size() < disks.old.size() { disks.base } else { disks.old };
-    let mut places = places(shorter)?;
-    places.sort_by_key(|place| place.start.0);
-    Ok(places)
-}
-
-/// The filesystem in a place, if all three versions have it.
-fn open<'a>(disks: Disks<'a>, place: &Place) -> Result<Option<Volumes<'a>>> {
-    let one = |disk: &'a Disk, name: &str| match Volume::open(disk, place) {
-        Ok(volume) => Ok(Some(volume)),
-        Err(error) if error.kind() == Kind::Invalid => Ok(None),
-        Err(error) => Err(error.at(format!("{}, {name}", named(place.number)))),
-    };
-    let Three { old, base, clone } = disks.three;
-    let found = [one(old, "the old base")?, one(base, "the new base")?, one(clone, "the clone")?];
-    let [Some(old), Some(base), Some(clone)] = found else { return Ok(None) };
-    let uuid = |volume: &Volume<'_>| volume.filesystem.superblock().uuid;
-    if uuid(&old) != uuid(&base) || uuid(&old) != uuid(&clone) {
-        return Err(Error::unsupported(format!(
-            "{}: the new base has another filesystem there (another UUID), not a later state of the same one",
-            named(place.number)
-        )));
-    }
-    Ok(Some(Volumes { three: Three { old, base, clone }, shared: disks.shared }))
-}
-
 fn plan<'a>(
-    place: Place,
-    volumes: Volumes<'a>,
+    (place, bases, clone): (&Place, &'a Both, Volume<'a>),
+    shared: [usize; 2],
     settings: &MergeSettings,
     label: &str,
 ) -> Result<Filesystem<'a>> {
-    let tree = |volume: &Volume<'_>, name: &str| {
-        volume.tree().map_err(|error| error.at(format!("{}, {name}", named(place.number))))
-    };
-    let three = &volumes.three;
-    let trees = Three {
-        old: tree(&three.old, "the old base")?,
-        base: tree(&three.base, "the new base")?,
-        clone: tree(&three.clone, "the clone")?,
-    };
-    let plan = plan_system(trees.map(|tree| tree), &volumes, &settings.rules, label)?;
-    Ok(Filesystem { place, volumes, trees, plan })
+    bases.refuse_other(place, &clone)?;
+    let tree = bases::tree(&clone, place, "the clone")?;
+    let mut found = Filesystem { place: *place, bases, clone, tree, shared, plan: Plan::default() };
+    let trees = (found.trees(), &found.bases.pairs);
+    found.plan = plan_system(trees, &found.volumes(), &settings.rules, label)?;
+    Ok(found)
 }
 
 /// A part that is merged as a whole: where the clone's bytes are taken. What both sides changed is refused.
@@ -159,8 +132,16 @@ fn block_side(
     )))
 }
 
-fn named(partition: u32) -> String {
-    if partition == 0 { "its disk".to_owned() } else { format!("partition {partition}") }
+impl Filesystem<'_> {
+    fn volumes(&self) -> Volumes<'_> {
+        let three = Three { old: &self.bases.old, base: &self.bases.new, clone: &self.clone };
+        Volumes { three, shared: self.shared, compared: &self.bases.compared }
+    }
+
+    fn trees(&self) -> Three<&Tree> {
+        let [old, base] = &self.bases.trees;
+        Three { old, base, clone: &self.tree }
+    }
 }
 
 impl Work<'_> {
@@ -174,15 +155,16 @@ impl Work<'_> {
         (program, folder): (&Path, &Path),
         progress: &dyn Progress,
     ) -> Result<()> {
-        for Filesystem { place, volumes, trees, plan } in &self.filesystems {
-            let window = Window::new(new, place)?;
+        for filesystem in &self.filesystems {
+            let window = Window::new(new, &filesystem.place)?;
             // The base may have been left without an unmount.
-            let replayed = volumes.three.base.filesystem.bytes();
+            let replayed = filesystem.bases.new.filesystem.bytes();
             for (block, data) in replayed.written() {
                 window.write(data, GuestOffset(block.0 * length(data.len())))?;
             }
-            apply(plan, volumes, trees.map(|tree| tree), &window, (program, folder), progress)
-                .map_err(|error| error.at(named(place.number)))?;
+            let (plan, volumes, trees) = (&filesystem.plan, filesystem.volumes(), filesystem.trees());
+            apply(plan, &volumes, trees, &window, (program, folder), progress)
+                .map_err(|error| error.at(named(filesystem.place.number)))?;
         }
         for range in &self.copied {
             let against = Against { disk: new, shared: 0 };

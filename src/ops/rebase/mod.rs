@@ -1,32 +1,25 @@
 //! Rebase: a clone is put on another version of its base.
 
+mod bases;
 mod fleet;
 mod merge;
+mod start;
 
 use super::Progress;
 use super::merge::rules::Rules;
-use super::merge::{Conflict, Plan, Three};
+use super::merge::{Conflict, Plan};
 use super::scan::{Against, Count, difference};
 use super::version::Delta;
 use crate::error::{Error, Kind, Result};
 use crate::store::{Access, BaseId, BaseRef, Name, Rebase, Store};
+use bases::Bases;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use crate::store::Strategy;
 pub use fleet::{Ending, rebase_all};
-
-/// What becomes of what a clone changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Strategy {
-    /// File by file: the new base, with what the clone changed since the old one.
-    Merge,
-    /// The disk stays what it is, byte for byte; what differs from the new base is the clone's own.
-    Keep,
-    /// The disk starts anew from the new base.
-    Replace,
-}
+pub use start::{rebase_at_next_start, rebase_waiting};
 
 /// How files are merged.
 #[derive(Clone, Debug)]
@@ -134,6 +127,15 @@ impl Merged {
 /// `NotFound`, `Busy` while somebody has the clone open, `Changed` (a base), `Unsupported` (its files cannot be merged,
 /// with the reason), `NoSpace`, `Interrupted`, the host's. The clone is then as it was.
 pub fn rebase(store: &Store, request: &RebaseRequest, progress: &dyn Progress) -> Result<Outcome> {
+    rebase_one(store, request, &Bases::default(), progress)
+}
+
+fn rebase_one(
+    store: &Store,
+    request: &RebaseRequest,
+    bases: &Bases,
+    progress: &dyn Progress,
+) -> Result<Outcome> {
     let Some(mut report) = ends(store, request)? else { return Ok(Outcome::UpToDate) };
     let exact = BaseRef::exact(report.onto.name.clone(), report.onto.version);
     let size = match request.strategy {
@@ -145,7 +147,7 @@ pub fn rebase(store: &Store, request: &RebaseRequest, progress: &dyn Progress) -
         let message = format!("clone {} was put on another base meanwhile; run it again", request.clone);
         return Err(Error::new(Kind::Busy, message));
     }
-    let filled = fill(store, &work, request, &mut report, progress);
+    let filled = fill(store, &work, (request, bases), &mut report, progress);
     if !filled.map_err(|error| error.at(format!("clone {}", request.clone)))? {
         return Ok(Outcome::Conflict(report));
     }
@@ -158,6 +160,15 @@ pub fn rebase(store: &Store, request: &RebaseRequest, progress: &dyn Progress) -
 /// # Errors
 /// As [`rebase`].
 pub fn plan(store: &Store, request: &RebaseRequest, progress: &dyn Progress) -> Result<Outcome> {
+    plan_one(store, request, &Bases::default(), progress)
+}
+
+fn plan_one(
+    store: &Store,
+    request: &RebaseRequest,
+    bases: &Bases,
+    progress: &dyn Progress,
+) -> Result<Outcome> {
     let Some(mut report) = ends(store, request)? else { return Ok(Outcome::UpToDate) };
     let old = store.open_clone(&request.clone, Access::Read)?;
     let new = store.open_base(&BaseRef::exact(report.onto.name.clone(), report.onto.version))?;
@@ -170,12 +181,8 @@ pub fn plan(store: &Store, request: &RebaseRequest, progress: &dyn Progress) -> 
         }
         Strategy::Replace => report.own_bytes = Some(0),
         Strategy::Merge => {
-            let from = store.open_base(&BaseRef::exact(report.from.name.clone(), report.from.version))?;
-            let disks = merge::Disks {
-                three: Three { old: &from.disk, base: &new.disk, clone: &old.disk },
-                shared: [from.shared_with(new.files()), from.shared_with(old.files())],
-            };
-            let work = merge::prepare(disks, &request.settings, &report.onto.to_string(), progress)
+            let pair = bases.pair(store, &report.from, &report.onto)?;
+            let work = merge::prepare(&pair, (&old.disk, old.files()), &request.settings, progress)
                 .map_err(|error| error.at(format!("clone {}", request.clone)))?;
             report.merge = Some(work.report);
         }
@@ -207,7 +214,7 @@ fn ends(store: &Store, request: &RebaseRequest) -> Result<Option<Rebased>> {
 fn fill(
     store: &Store,
     work: &Rebase,
-    request: &RebaseRequest,
+    (request, bases): (&RebaseRequest, &Bases),
     report: &mut Rebased,
     progress: &dyn Progress,
 ) -> Result<bool> {
@@ -219,13 +226,9 @@ fn fill(
         }
         Strategy::Replace => report.own_bytes = Some(0),
         Strategy::Merge => {
-            let from = store.open_base(&BaseRef::exact(report.from.name.clone(), report.from.version))?;
-            let onto = store.open_base(&BaseRef::exact(report.onto.name.clone(), report.onto.version))?;
-            let disks = merge::Disks {
-                three: Three { old: &from.disk, base: &onto.disk, clone: work.old() },
-                shared: [from.shared_with(onto.files()), from.shared_with(work.old_files())],
-            };
-            let mut planned = merge::prepare(disks, &request.settings, &report.onto.to_string(), progress)?;
+            let pair = bases.pair(store, &report.from, &report.onto)?;
+            let clone = (work.old(), work.old_files());
+            let mut planned = merge::prepare(&pair, clone, &request.settings, progress)?;
             let merged = report.merge.insert(std::mem::take(&mut planned.report));
             if merged.open().next().is_some() {
                 return Ok(false);
@@ -235,17 +238,4 @@ fn fill(
         }
     }
     Ok(true)
-}
-
-impl std::str::FromStr for Strategy {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "merge" => Ok(Self::Merge),
-            "keep" => Ok(Self::Keep),
-            "replace" => Ok(Self::Replace),
-            _ => Err(Error::invalid("a strategy is one of merge, keep, replace")),
-        }
-    }
 }

@@ -1,0 +1,186 @@
+//! Two versions of a base as merges see them: opened and read once for all clones that move from one to the other.
+
+use crate::error::{Error, Kind, Result};
+use crate::guestfs::partitions::{Partition, partitions, places};
+use crate::ops::merge::Pairs;
+use crate::ops::merge::tree::Tree;
+use crate::ops::merge::volumes::{Compared, On, Place, Volume};
+use crate::store::{BaseId, BaseRef, OpenDisk, Store};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// Two versions of a base. Both are held as a reader holds them: nobody removes them meanwhile.
+pub(super) struct Pair {
+    from: BaseId,
+    pub(super) onto: BaseId,
+    pub(super) old: Arc<OpenDisk>,
+    pub(super) new: Arc<OpenDisk>,
+    /// Layers at the bottom of both that are the same files.
+    pub(super) shared: usize,
+    /// The partitions of both.
+    layout: Vec<Partition>,
+    /// Places that a filesystem may be in, in the order of the disk, with the one that both have there.
+    pub(super) places: Vec<(Place, Option<Both>)>,
+}
+
+/// One filesystem in both versions.
+pub(super) struct Both {
+    pub(super) old: Volume<'static>,
+    pub(super) new: Volume<'static>,
+    /// Their files, and which are the same ones.
+    pub(super) trees: [Tree; 2],
+    pub(super) pairs: Pairs,
+    /// What merges find out about them.
+    pub(super) compared: Compared,
+}
+
+/// The pair that was needed last. One that is not needed any more takes no memory: clones of one version come one after
+/// the other.
+#[derive(Default)]
+pub(super) struct Bases {
+    last: Mutex<Option<Arc<Pair>>>,
+}
+
+impl Bases {
+    /// The two versions. Who needs them while somebody reads them waits for that.
+    ///
+    /// # Errors
+    /// As [`Pair::open`].
+    pub(super) fn pair(&self, store: &Store, from: &BaseId, onto: &BaseId) -> Result<Arc<Pair>> {
+        let mut last = self.last.lock();
+        if let Some(pair) = last.as_ref().filter(|pair| pair.from == *from && pair.onto == *onto) {
+            return Ok(Arc::clone(pair));
+        }
+        // Its memory is free before that of the next one is taken.
+        *last = None;
+        let pair = Arc::new(Pair::open(store, from, onto)?);
+        *last = Some(Arc::clone(&pair));
+        Ok(pair)
+    }
+}
+
+impl Pair {
+    /// Opens two versions of a base, and reads the trees of the filesystems that both have.
+    ///
+    /// # Errors
+    /// `Changed` when one is not the version that is meant; `Unsupported` when no files of them can be merged, with the
+    /// reason; `Corrupt` for a damaged filesystem; whatever reading gives.
+    fn open(store: &Store, from: &BaseId, onto: &BaseId) -> Result<Self> {
+        let (old, new) = (version(store, from)?, version(store, onto)?);
+        let layout = partitions(&old.disk)?;
+        if partitions(&new.disk)? != layout {
+            return Err(another_layout());
+        }
+        let shorter = if new.disk.size() < old.disk.size() { &new } else { &old };
+        let mut found = places(&shorter.disk)?;
+        found.sort_by_key(|place| place.start.0);
+        let both = |place: Place| Ok((place, Both::open(&old, &new, &place)?));
+        let places = found.into_iter().map(both).collect::<Result<Vec<_>>>()?;
+        let (from, onto, shared) = (from.clone(), onto.clone(), old.shared_with(new.files()));
+        Ok(Self { from, onto, old, new, shared, layout, places })
+    }
+
+    /// Refuses a disk of a clone that is laid out in another way than the one that it was made from.
+    pub(super) fn refuse_layout(&self, layout: &[Partition], size: u64) -> Result<()> {
+        match layout == self.layout && size == self.old.disk.size() {
+            true => Ok(()),
+            false => Err(another_layout()),
+        }
+    }
+}
+
+fn another_layout() -> Error {
+    Error::unsupported(
+        "its partitions, or the new base's, are not those that it was made with: files cannot be merged across \
+         another layout",
+    )
+}
+
+/// The version `id`, and no other that has come in its place.
+fn version(store: &Store, id: &BaseId) -> Result<Arc<OpenDisk>> {
+    let exact = BaseRef::exact(id.name.clone(), id.version);
+    let open = store.open_base(&exact)?;
+    // Nobody exchanges it now: it is open.
+    match store.base(&exact)?.id() == *id {
+        true => Ok(Arc::new(open)),
+        false => Err(Error::new(
+            Kind::Changed,
+            format!("base {id} is another one by now (another digest); run this again"),
+        )),
+    }
+}
+
+impl Both {
+    /// The filesystem in a place, if both versions have one there.
+    fn open(old: &Arc<OpenDisk>, new: &Arc<OpenDisk>, place: &Place) -> Result<Option<Self>> {
+        let (was, is) = ("the old base", "the new base");
+        let found = (volume(Arc::clone(old), place, was)?, volume(Arc::clone(new), place, is)?);
+        let (Some(old), Some(new)) = found else { return Ok(None) };
+        refuse_other(&old, &new, place)?;
+        let trees = [tree(&old, place, was)?, tree(&new, place, is)?];
+        let pairs = Pairs::of_bases(&trees[0], &trees[1], true);
+        Ok(Some(Self { old, new, trees, pairs, compared: Compared::default() }))
+    }
+
+    /// Refuses a clone that has another filesystem there.
+    pub(super) fn refuse_other(&self, place: &Place, clone: &Volume<'_>) -> Result<()> {
+        refuse_other(&self.old, clone, place)
+    }
+}
+
+fn refuse_other(old: &Volume<'_>, other: &Volume<'_>, place: &Place) -> Result<()> {
+    let uuid = |volume: &Volume<'_>| volume.filesystem.superblock().uuid;
+    if uuid(old) == uuid(other) {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!(
+        "{}: the new base has another filesystem there (another UUID), not a later state of the same one",
+        named(place.number)
+    )))
+}
+
+/// The ext filesystem in a place, if there is one.
+pub(super) fn volume<'a>(disk: impl Into<On<'a>>, place: &Place, of: &str) -> Result<Option<Volume<'a>>> {
+    match Volume::open(disk, place) {
+        Ok(volume) => Ok(Some(volume)),
+        Err(error) if error.kind() == Kind::Invalid => Ok(None),
+        Err(error) => Err(error.at(format!("{}, {of}", named(place.number)))),
+    }
+}
+
+/// The files of a volume.
+pub(super) fn tree(volume: &Volume<'_>, place: &Place, of: &str) -> Result<Tree> {
+    volume.tree().map_err(|error| error.at(format!("{}, {of}", named(place.number))))
+}
+
+/// A partition in words.
+pub(super) fn named(partition: u32) -> String {
+    if partition == 0 { "its disk".to_owned() } else { format!("partition {partition}") }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::{three_versions, unseal};
+
+    #[test]
+    fn two_versions_are_opened_once_and_held_until_others_are_needed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = three_versions(dir.path());
+        let exact = |version| BaseRef::exact("os".parse().unwrap(), version);
+        let [first, second, third] = [1, 2, 3].map(|version| store.base(&exact(version)).unwrap().id());
+        let bases = Bases::default();
+        let pair = bases.pair(&store, &first, &third).unwrap();
+        assert!(Arc::ptr_eq(&pair, &bases.pair(&store, &first, &third).unwrap()));
+        drop(pair);
+        let refused = store.remove_base(&exact(3)).unwrap_err();
+        assert!(refused.kind() == Kind::Busy && refused.to_string().contains("in use"), "{refused}");
+        bases.pair(&store, &first, &second).unwrap();
+        store.remove_base(&exact(3)).unwrap();
+        assert_eq!(bases.pair(&store, &second, &third).err().unwrap().kind(), Kind::NotFound);
+        let other = BaseId { digest: first.digest, ..second };
+        assert_eq!(bases.pair(&store, &first, &other).err().unwrap().kind(), Kind::Changed);
+        unseal(dir.path());
+    }
+}
