@@ -3,6 +3,7 @@
 use super::partitions::{Bytes, Partition, PartitionKind, inside, u32_at, u64_at};
 use crate::error::Result;
 use crate::units::{GuestOffset, index};
+use std::ops::Range;
 
 /// Sector sizes under which a table is looked for: a table does not say which one it was made for.
 const SECTOR_SIZES: [u64; 2] = [512, 4096];
@@ -13,6 +14,10 @@ const HEADER: usize = 92;
 /// The fields of a header that are needed, all checked.
 struct Header {
     sector: u64,
+    /// The sector of the other copy.
+    other: u64,
+    /// The disk's identifier.
+    guid: [u8; 16],
     first_usable: u64,
     last_usable: u64,
     array: GuestOffset,
@@ -33,6 +38,56 @@ pub(super) fn entries(disk: &dyn Bytes) -> Result<Vec<Partition>> {
         }
     }
     Ok(Vec::new())
+}
+
+/// A table whose two copies agree, in bytes.
+pub(super) struct Strict {
+    /// The protective boot record with the first copy, and the second copy.
+    pub(super) tables: [Range<u64>; 2],
+    /// What partitions may have.
+    pub(super) usable: Range<u64>,
+    /// In the order of their places.
+    pub(super) partitions: Vec<Partition>,
+}
+
+/// The table of a disk, if it leaves no doubt: both copies are whole and the same, nothing overlaps anything, and all
+/// lies inside the disk.
+pub(super) fn strict(disk: &dyn Bytes) -> Result<Option<Strict>> {
+    for sector in SECTOR_SIZES {
+        let Some(first) = read_header(disk, sector, 1)? else { continue };
+        let Some(second) = read_header(disk, sector, first.other)? else { return Ok(None) };
+        let (Some(array), Some(copy)) = (read_array(disk, &first)?, read_array(disk, &second)?) else {
+            return Ok(None);
+        };
+        let same = array == copy
+            && second.other == 1
+            && (first.guid, first.count, first.entry) == (second.guid, second.count, second.entry)
+            && (first.first_usable, first.last_usable) == (second.first_usable, second.last_usable);
+        return Ok(if same { arrange(disk, &first, &second, &array) } else { None });
+    }
+    Ok(None)
+}
+
+fn arrange(disk: &dyn Bytes, first: &Header, second: &Header, array: &[u8]) -> Option<Strict> {
+    let sector = first.sector;
+    let len = u64::from(first.count) * u64::from(first.entry);
+    let at = |lba: u64| lba.checked_mul(sector);
+    let usable = at(first.first_usable)?..at(first.last_usable.checked_add(1)?)?;
+    let header = at(first.other)?;
+    let front = 0..(first.array.0 + len).next_multiple_of(sector);
+    let back = second.array.0.min(header)..(header + sector).max(second.array.0 + len);
+    let mut partitions = parse_array(disk, first, array);
+    partitions.sort_by_key(|partition| partition.start);
+    let entries = array.chunks_exact(index(u64::from(first.entry)));
+    let used = entries.filter(|entry| entry.get(..16).is_none_or(|kind| kind != [0; 16])).count();
+    let sound = first.array.0 >= 2 * sector
+        && front.end <= usable.start
+        && usable.start <= usable.end
+        && usable.end <= back.start
+        && back.end <= disk.size()
+        && used == partitions.len()
+        && partitions.windows(2).all(|pair| pair[0].end() <= pair[1].start);
+    sound.then_some(Strict { tables: [front, back], usable, partitions })
 }
 
 fn read_header(disk: &dyn Bytes, sector: u64, lba: u64) -> Result<Option<Header>> {
@@ -62,8 +117,11 @@ fn parse_header(disk: &dyn Bytes, sector: u64, lba: u64, bytes: &[u8]) -> Option
         && (1..=LARGEST_ARRAY).contains(&len)
         && array > 0
         && fits(disk, array, len);
+    let guid = bytes.get(56..72)?.try_into().ok()?;
     sound.then(|| Header {
         sector,
+        other: u64_at(bytes, 32),
+        guid,
         first_usable: u64_at(bytes, 40),
         last_usable: u64_at(bytes, 48),
         array: GuestOffset(array),

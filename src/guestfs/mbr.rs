@@ -5,6 +5,7 @@
 use super::partitions::{Bytes, Partition, PartitionKind, inside, u32_at};
 use crate::error::Result;
 use crate::units::{GuestOffset, SECTOR, index};
+use std::ops::Range;
 
 /// Most extended boot records that are followed: a chain that loops ends here.
 const LONGEST_CHAIN: u32 = 128;
@@ -55,6 +56,68 @@ impl Table {
     pub(super) fn is_protective(&self) -> bool {
         self.0.iter().any(|entry| entry.kind == PROTECTIVE)
     }
+
+    /// Whether it guards a GPT and does nothing else.
+    pub(super) fn is_plainly_protective(&self) -> bool {
+        let mut used = self.0.iter().filter(|entry| entry.is_used());
+        used.next().is_some_and(|entry| entry.kind == PROTECTIVE && entry.first == 1) && used.next().is_none()
+    }
+
+    /// Whether it has no partition at all.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.0.iter().any(|entry| entry.is_used())
+    }
+}
+
+/// The partitions of `table`, if it leaves no doubt: all lie inside the disk, nothing overlaps anything, and the chain
+/// of logical partitions is in order. Sorted by their places.
+pub(super) fn strict(disk: &dyn Bytes, table: &Table) -> Result<Option<Vec<Partition>>> {
+    let mut taken = vec![0..1];
+    for entry in table.0.into_iter().filter(|entry| entry.is_used()) {
+        taken.push(entry.first..entry.first + entry.count);
+    }
+    let extended: Vec<Entry> = table.0.into_iter().filter(|entry| entry.is_extended()).collect();
+    let logical = match extended[..] {
+        [] => Some(Vec::new()),
+        [extended] => chain(disk, extended)?,
+        _ => None,
+    };
+    let Some(logical) = logical.filter(|_| are_apart(taken, disk)) else { return Ok(None) };
+    let mut found = entries(disk, table)?;
+    let primary = table.0.iter().filter(|entry| entry.is_used() && !entry.is_extended()).count();
+    found.sort_by_key(|partition| partition.start);
+    Ok((found.len() == primary + logical.len()).then_some(found))
+}
+
+/// Where the logical partitions of `extended` lie, in sectors; `None` when there is any doubt.
+fn chain(disk: &dyn Bytes, extended: Entry) -> Result<Option<Vec<Range<u64>>>> {
+    let end = extended.first + extended.count;
+    let (mut taken, mut found) = (Vec::new(), Vec::new());
+    let mut record = extended.first;
+    for _ in 0..LONGEST_CHAIN {
+        let Some(table) = read_record(disk, record)? else { return Ok(None) };
+        taken.push(record..record + 1);
+        let used: Vec<Entry> = table.0.into_iter().filter(|entry| entry.is_used()).collect();
+        let partitions: Vec<_> = used.iter().filter(|entry| !entry.is_extended()).collect();
+        if partitions.len() > 1 || used.len() > partitions.len() + 1 {
+            return Ok(None);
+        }
+        found.extend(partitions.iter().map(|entry| record + entry.first..record + entry.first + entry.count));
+        let Some(link) = used.iter().find(|entry| entry.is_extended()) else {
+            taken.extend(found.iter().cloned());
+            let inside = taken.iter().all(|range| range.start >= extended.first && range.end <= end);
+            return Ok((inside && are_apart(taken, disk)).then_some(found));
+        };
+        record = extended.first + link.first;
+    }
+    Ok(None)
+}
+
+/// Whether the sectors lie inside the disk and none is in two ranges.
+fn are_apart(mut ranges: Vec<Range<u64>>, disk: &dyn Bytes) -> bool {
+    ranges.sort_by_key(|range| range.start);
+    let inside = ranges.last().is_none_or(|last| last.end <= disk.size() / SECTOR);
+    inside && ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
 }
 
 /// The primary partitions of `table` and the logical ones behind it that lie inside the disk.

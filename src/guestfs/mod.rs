@@ -3,8 +3,10 @@
 //! Everything here reads bytes that a guest wrote: no table is believed before it is checked, and no length read from
 //! one decides how much memory is taken or how long a loop runs.
 
+mod bits;
 pub mod edit;
 pub mod ext4;
+pub mod free;
 mod fsck;
 mod gpt;
 mod mbr;

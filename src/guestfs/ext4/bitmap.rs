@@ -3,10 +3,10 @@
 use super::checksum::crc32c;
 use super::features::Feature;
 use super::groups::{Group, low_half};
-use super::table::is_set;
 use super::units::{Block, Run};
 use super::{Ext4, damaged};
 use crate::error::{Error, Kind, Result};
+use crate::guestfs::bits::{clear_runs, next_bit};
 use crate::guestfs::partitions::Bytes;
 use crate::units::index;
 
@@ -20,7 +20,7 @@ impl<B: Bytes> Ext4<B> {
     ///
     /// # Errors
     /// `Busy` while the journal waits to be replayed: blocks that the bitmaps call free may be in use. `Corrupt` when
-    /// a bitmap does not match its checksum, or calls something free that cannot be.
+    /// a bitmap does not match its checksum or its descriptor, or calls something free that cannot be.
     pub fn free(&self, mut each: impl FnMut(Run) -> Result<()>) -> Result<()> {
         if self.state().needs_recovery {
             return Err(Error::new(
@@ -28,7 +28,7 @@ impl<B: Bytes> Ext4<B> {
                 "the filesystem was not unmounted and its free blocks are not known before its journal is replayed",
             ));
         }
-        let metadata = self.metadata();
+        let metadata = self.metadata()?;
         let mut pending: Option<Run> = None;
         for group in 0..self.superblock.layout.groups {
             for run in self.free_in_group(group, &metadata)? {
@@ -43,34 +43,42 @@ impl<B: Bytes> Ext4<B> {
     }
 
     /// The free runs of one group.
-    fn free_in_group(&self, group: u32, metadata: &[Run]) -> Result<Vec<Run>> {
+    fn free_in_group(&self, number: u32, metadata: &[Run]) -> Result<Vec<Run>> {
         let layout = &self.superblock.layout;
-        let start = self.superblock.group_start(group);
+        let start = self.superblock.group_start(number);
         let len = layout.blocks_per_group.min(self.superblock.block_count - start);
-        let bitmap = self.block_bitmap(group, metadata)?;
+        let bitmap = self.block_bitmap(number, metadata)?;
         let clusters = u32::try_from(len.div_ceil(layout.ratio)).unwrap_or(u32::MAX);
-        Ok(clear_runs(&bitmap, clusters)
-            .map(|(first, end)| {
-                let first = u64::from(first) * layout.ratio;
-                let end = (u64::from(end) * layout.ratio).min(len);
-                Run { start: Block(start + first), blocks: end - first }
-            })
-            .collect())
+        let runs: Vec<_> = clear_runs(&bitmap, clusters).collect();
+        let free: u32 = runs.iter().map(|(first, end)| end - first).sum();
+        let kept = self.group(number)?.free_clusters;
+        if free != kept {
+            return Err(damaged(format_args!(
+                "group {number} has {free} free clusters by its bitmap and {kept} by its descriptor"
+            )));
+        }
+        let run = |(first, end): (u32, u32)| {
+            let first = u64::from(first) * layout.ratio;
+            let end = (u64::from(end) * layout.ratio).min(len);
+            Run { start: Block(start + first), blocks: end - first }
+        };
+        Ok(runs.into_iter().map(run).collect())
     }
 
-    /// A bit for each cluster of `group`.
+    /// A bit for each cluster of group `number`.
     fn block_bitmap(&self, number: u32, metadata: &[Run]) -> Result<Vec<u8>> {
-        let group = self.group(number)?;
+        let (group, layout) = (self.group(number)?, self.layout_of(number, metadata)?);
         if group.blocks_uninit {
-            return Ok(self.fresh_bitmap(number, metadata));
+            return Ok(self.fresh_bitmap(layout));
         }
         let mut bitmap = self.block(group.block_bitmap)?;
         bitmap.truncate(index(self.superblock.layout.clusters_per_group / 8));
         self.check_bitmap(&bitmap, group.block_bitmap_sum, BLOCK_SUM_END)
             .map_err(|error| error.at(format_args!("the block bitmap of group {number}")))?;
-        let mut places = self.places(group).into_iter();
-        if places.any(|run| self.bits(number, run).any(|bit| !is_set(&bitmap, bit))) {
-            return Err(damaged(format_args!("group {number} calls its own bitmaps or inodes free")));
+        if layout.into_iter().any(|(first, end)| next_bit(&bitmap, first, end, false).is_some()) {
+            return Err(damaged(format_args!(
+                "group {number} calls free what holds the superblock, descriptors, bitmaps or inodes"
+            )));
         }
         Ok(bitmap)
     }
@@ -87,14 +95,10 @@ impl<B: Bytes> Ext4<B> {
         Err(damaged("it does not match its checksum"))
     }
 
-    /// The bitmap of a group that has never been written to: what the layout takes is used, and nothing else.
-    fn fresh_bitmap(&self, number: u32, metadata: &[Run]) -> Vec<u8> {
+    /// The bitmap of a group that has never been written to: what its layout takes is used, and nothing else.
+    fn fresh_bitmap(&self, layout: Vec<(u32, u32)>) -> Vec<u8> {
         let mut bitmap = vec![0; index(self.superblock.layout.clusters_per_group / 8)];
-        let start = self.superblock.group_start(number);
-        let end = start + self.superblock.layout.blocks_per_group;
-        let first = metadata.partition_point(|run| run.end().0 <= start);
-        let inside = metadata[first..].iter().take_while(|run| run.start.0 < end).copied();
-        for bit in inside.chain([self.copies(number)]).flat_map(|run| self.bits(number, run)) {
+        for bit in layout.into_iter().flat_map(|(first, end)| first..end) {
             if let Some(byte) = bitmap.get_mut(index(u64::from(bit / 8))) {
                 *byte |= 1 << (bit % 8);
             }
@@ -102,24 +106,37 @@ impl<B: Bytes> Ext4<B> {
         bitmap
     }
 
-    /// Where all groups have their bitmaps and inodes, in order and without overlaps; empty when no group needs it. A
-    /// group may have those of others: with `flex_bg` that is the rule.
-    fn metadata(&self) -> Vec<Run> {
-        let mut merged: Vec<Run> = Vec::new();
-        if !self.groups.iter().any(|group| group.blocks_uninit) {
-            return merged;
+    /// The bits of group `number` that stand for what the filesystem itself keeps there, for this group or for others.
+    fn layout_of(&self, number: u32, metadata: &[Run]) -> Result<Vec<(u32, u32)>> {
+        let copies = self.copies(number);
+        let start = self.superblock.group_start(number);
+        let end = start + self.superblock.layout.blocks_per_group;
+        let first = metadata.partition_point(|run| run.end().0 <= start);
+        let inside = || metadata[first..].iter().take_while(|run| run.start.0 < end).copied();
+        if inside().any(|run| run.start < copies.end()) {
+            return Err(damaged(format_args!(
+                "bitmaps or inodes lie over the descriptors in group {number}"
+            )));
         }
+        Ok(inside().chain([copies]).map(|run| self.bits(number, run)).collect())
+    }
+
+    /// Where all groups have their bitmaps and inodes, in order. A group may have those of others: with `flex_bg` that
+    /// is the rule.
+    fn metadata(&self) -> Result<Vec<Run>> {
         let mut places: Vec<Run> = self.groups.iter().flat_map(|group| self.places(group)).collect();
         places.sort_unstable();
+        let mut merged: Vec<Run> = Vec::new();
         for place in places {
             match merged.last_mut() {
-                Some(last) if place.start <= last.end() => {
-                    last.blocks = last.end().max(place.end()).0 - last.start.0;
+                Some(last) if place.start < last.end() => {
+                    return Err(damaged(format_args!("two bitmaps or inode tables lie in {}", place.start)));
                 }
+                Some(last) if place.start == last.end() => last.blocks += place.blocks,
                 _ => merged.push(place),
             }
         }
-        merged
+        Ok(merged)
     }
 
     /// Where a group has its bitmaps and its inodes.
@@ -155,57 +172,14 @@ impl<B: Bytes> Ext4<B> {
         Run { start: Block(superblock.group_start(group)), blocks }
     }
 
-    /// The bits of `group`'s bitmap that stand for the blocks of `run` that are in it.
-    fn bits(&self, group: u32, run: Run) -> impl Iterator<Item = u32> + use<B> {
+    /// The bits of `group`'s bitmap that stand for the blocks of `run` that are in it: the first, and the one behind.
+    fn bits(&self, group: u32, run: Run) -> (u32, u32) {
         let layout = &self.superblock.layout;
         let start = self.superblock.group_start(group);
         let end = start + layout.blocks_per_group;
-        let first = run.start.0.clamp(start, end) - start;
-        let last = run.end().0.clamp(start, end) - start;
-        let (first, last) =
-            if first < last { (first / layout.ratio, last.div_ceil(layout.ratio)) } else { (0, 0) };
-        (first..last).filter_map(|bit| u32::try_from(bit).ok())
-    }
-}
-
-/// The runs of clear bits below `end`, as first bit and the bit behind.
-fn clear_runs(bitmap: &[u8], end: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        let first = next_bit(bitmap, at, end, false)?;
-        at = next_bit(bitmap, first, end, true).unwrap_or(end);
-        Some((first, at))
-    })
-}
-
-/// The next bit that is `wanted` in `from..end`; whole bytes that hold none are passed at once.
-fn next_bit(bitmap: &[u8], from: u32, end: u32, wanted: bool) -> Option<u32> {
-    let skip = if wanted { 0 } else { 0xff };
-    let mut bit = from;
-    while bit < end {
-        let byte = *bitmap.get(index(u64::from(bit / 8)))?;
-        if bit.is_multiple_of(8) && byte == skip {
-            bit += 8;
-        } else if (byte >> (bit % 8) & 1 != 0) == wanted {
-            return Some(bit);
-        } else {
-            bit += 1;
-        }
-    }
-    None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_of_clear_bits_are_found_across_bytes() {
-        let runs = |bytes: &[u8], end| clear_runs(bytes, end).collect::<Vec<_>>();
-        assert_eq!(runs(&[0b1111_0001, 0xff, 0b0000_0011], 24), [(1, 4), (18, 24)]);
-        assert_eq!(runs(&[0, 0, 0], 20), [(0, 20)]);
-        assert_eq!(runs(&[0xff, 0xff], 16), []);
-        assert_eq!(runs(&[0x7f, 0xfe], 16), [(7, 9)]);
-        assert_eq!(runs(&[], 16), []);
+        let first = (run.start.0.clamp(start, end) - start) / layout.ratio;
+        let last = (run.end().0.clamp(start, end) - start).div_ceil(layout.ratio);
+        let bit = |bit| u32::try_from(bit).unwrap_or(u32::MAX);
+        if run.end().0 <= start || run.start.0 >= end { (0, 0) } else { (bit(first), bit(last)) }
     }
 }

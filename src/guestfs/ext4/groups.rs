@@ -28,6 +28,8 @@ pub(super) struct Group {
     pub(super) inodes_uninit: bool,
     /// How many inodes at the end of its table were never used.
     pub(super) unused_inodes: u32,
+    /// How many of its clusters are free.
+    pub(super) free_clusters: u32,
     pub(super) block_bitmap_sum: u32,
     pub(super) inode_bitmap_sum: u32,
 }
@@ -77,6 +79,7 @@ fn parse(raw: &[u8], group: u32, superblock: &Superblock) -> Result<Group> {
         blocks_uninit: flags & BLOCKS_UNINIT != 0,
         inodes_uninit: flags & INODES_UNINIT != 0,
         unused_inodes: if has_sums { pair(0x1c, 0x32) } else { 0 },
+        free_clusters: pair(0xc, 0x2c),
         block_bitmap_sum: pair(0x18, 0x38),
         inode_bitmap_sum: pair(0x1a, 0x3a),
     };

@@ -13,7 +13,7 @@ const LARGEST: u64 = 1 << 30;
 /// A journal inside a filesystem.
 pub(super) struct Area<'a, B> {
     pub(super) filesystem: &'a Ext4<B>,
-    extents: Vec<Extent>,
+    pub(super) extents: Vec<Extent>,
     pub(super) blocks: u64,
 }
 

@@ -10,11 +10,13 @@ mod format;
 mod log;
 mod scan;
 
+use super::extents::Extent;
 use super::units::Block;
-use super::{Ext4, superblock};
-use crate::error::Result;
+use super::{Ext4, Feature, superblock};
+use crate::error::{Error, Kind, Result};
 use crate::guestfs::partitions::Bytes;
 use crate::units::{GuestOffset, index, length};
+use area::Area;
 use std::collections::BTreeMap;
 
 /// Content of blocks by number.
@@ -87,6 +89,31 @@ impl<B: Bytes> Replayed<B> {
         block[inside..inside + superblock::LEN].copy_from_slice(&raw);
         self.blocks.insert(number, block.into());
         Ok(())
+    }
+}
+
+impl<B: Bytes> Ext4<B> {
+    /// The blocks of its journal, in which nothing waits; none without a journal.
+    ///
+    /// # Errors
+    /// `Busy` when the log holds transactions although nothing asks for recovery: the kernel would forget them, and
+    /// e2fsck would replay them. `Corrupt` when the journal breaks its format, or notes an error of the filesystem.
+    pub fn idle_journal(&self) -> Result<Vec<Extent>> {
+        if !self.has(Feature::HasJournal) {
+            return Ok(Vec::new());
+        }
+        let area = Area::find(self)?;
+        let superblock = format::Superblock::parse(&area.read(0)?, area.blocks)?;
+        if superblock.errors {
+            return Err(super::damaged("its journal notes an error"));
+        }
+        if superblock.start != 0 {
+            return Err(Error::new(
+                Kind::Busy,
+                "the journal holds transactions although the filesystem needs no recovery; run e2fsck in the guest first",
+            ));
+        }
+        Ok(area.extents)
     }
 }
 

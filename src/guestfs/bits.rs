@@ -1,0 +1,67 @@
+//! Bitmaps whose first bit is the lowest one of the first byte.
+
+use crate::units::{index, length};
+
+/// The runs of clear bits below `end`, as first bit and the bit behind.
+pub(super) fn clear_runs(bitmap: &[u8], end: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let first = next_bit(bitmap, at, end, false)?;
+        at = next_bit(bitmap, first, end, true).unwrap_or(end);
+        Some((first, at))
+    })
+}
+
+/// The next bit that is `wanted` in `from..end`. What is behind the bitmap is neither set nor clear.
+pub(super) fn next_bit(bitmap: &[u8], from: u32, end: u32, wanted: bool) -> Option<u32> {
+    let end = u64::from(end).min(length(bitmap.len()) * 8);
+    let mut at = u64::from(from);
+    while at < end {
+        let word = word(bitmap, at / 64);
+        let rest = (if wanted { word } else { !word }) >> (at % 64);
+        if rest != 0 {
+            let bit = at + u64::from(rest.trailing_zeros());
+            return u32::try_from(bit).ok().filter(|_| bit < end);
+        }
+        at = (at / 64 + 1) * 64;
+    }
+    None
+}
+
+/// 64 bits; zeros behind the end.
+fn word(bitmap: &[u8], number: u64) -> u64 {
+    let bytes = bitmap.get(index(number * 8)..).unwrap_or_default();
+    match bytes.first_chunk::<8>() {
+        Some(chunk) => u64::from_le_bytes(*chunk),
+        None => bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_clear_bits_are_found_across_bytes() {
+        let runs = |bytes: &[u8], end| clear_runs(bytes, end).collect::<Vec<_>>();
+        assert_eq!(runs(&[0b1111_0001, 0xff, 0b0000_0011], 24), [(1, 4), (18, 24)]);
+        assert_eq!(runs(&[0, 0, 0], 20), [(0, 20)]);
+        assert_eq!(runs(&[0xff, 0xff], 16), []);
+        assert_eq!(runs(&[0x7f, 0xfe], 16), [(7, 9)]);
+        assert_eq!(runs(&[], 16), []);
+        assert_eq!(runs(&[0; 3], 100), [(0, 24)]);
+        assert_eq!(runs(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 0xfe], 72), [(63, 65)]);
+    }
+
+    #[test]
+    fn every_bit_is_told_as_it_is() {
+        let bitmap: Vec<u8> = (0..37_u32).map(|byte| byte.wrapping_mul(151).to_le_bytes()[0]).collect();
+        let is_set = |bit: u32| bitmap[index(u64::from(bit / 8))] >> (bit % 8) & 1 != 0;
+        for from in 0..37 * 8 {
+            for wanted in [false, true] {
+                let slow = (from..290).find(|bit| is_set(*bit) == wanted);
+                assert_eq!(next_bit(&bitmap, from, 290, wanted), slow, "{from}");
+            }
+        }
+    }
+}
