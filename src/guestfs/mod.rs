@@ -5,10 +5,12 @@
 
 pub mod edit;
 pub mod ext4;
+pub mod fat;
 mod fsck;
 mod gpt;
 mod mbr;
 pub mod partitions;
+pub mod swap;
 mod time;
 mod window;
 

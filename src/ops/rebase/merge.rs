@@ -1,5 +1,6 @@
 //! The merge of a clone's disk: filesystem by filesystem by files, everything else as a whole.
 
+use super::parts::{self, Fat, Part};
 use super::{MergeSettings, Merged};
 use crate::disk::Disk;
 use crate::error::{Error, Kind, Result};
@@ -7,10 +8,13 @@ use crate::guestfs::Window;
 use crate::guestfs::edit::Volume as _;
 use crate::guestfs::partitions::{Partition, partitions, places};
 use crate::ops::Progress;
+use crate::ops::merge::accounts::Database;
+use crate::ops::merge::renumber::{AccountFiles, Ids, Moves};
+use crate::ops::merge::rules::Rules;
 use crate::ops::merge::tree::Tree;
 use crate::ops::merge::volumes::{Place, Volume, Volumes};
 use crate::ops::merge::{Plan, Three, apply, plan_system};
-use crate::ops::scan::{Against, Count, difference_in};
+use crate::ops::scan::{Against, difference_in};
 use crate::ops::version::Delta;
 use crate::units::{GuestOffset, length};
 use std::ops::Range;
@@ -21,6 +25,13 @@ use std::path::Path;
 pub(super) struct Disks<'a> {
     pub(super) three: Three<&'a Disk>,
     pub(super) shared: [usize; 2],
+}
+
+/// A filesystem that is not planned yet.
+struct Opened<'a> {
+    place: Place,
+    volumes: Volumes<'a>,
+    trees: Three<Tree>,
 }
 
 /// A filesystem to be merged.
@@ -35,6 +46,7 @@ struct Filesystem<'a> {
 pub(super) struct Work<'a> {
     disks: Disks<'a>,
     filesystems: Vec<Filesystem<'a>>,
+    fats: Vec<Fat<'a>>,
     /// Parts of the disk that the clone changed and the new base did not, outside of the filesystems.
     copied: Vec<Range<u64>>,
     pub(super) report: Merged,
@@ -52,31 +64,61 @@ pub(super) fn prepare<'a>(
     progress: &dyn Progress,
 ) -> Result<Work<'a>> {
     let places = common_places(disks.three)?;
-    let mut work = Work { disks, filesystems: Vec::new(), copied: Vec::new(), report: Merged::default() };
-    let mut rest = Vec::new();
-    let mut at = 0;
+    let mut work = Work {
+        disks,
+        filesystems: Vec::new(),
+        fats: Vec::new(),
+        copied: Vec::new(),
+        report: Merged::default(),
+    };
+    let (mut found, mut rest, mut between, mut at) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for place in &places {
-        rest.push((at..place.start.0, None));
+        between.push(at..place.start.0);
         at = place.end().0;
         match open(disks, place)? {
-            Some(volumes) => {
-                let found = plan(*place, volumes, settings, label)?;
-                work.report.add(&found.plan);
-                work.filesystems.push(found);
-            }
-            None => rest.push((place.start.0..at, Some(place.number))),
+            Some(volumes) => found.push(Opened::read(*place, volumes)?),
+            None => rest.push(place),
         }
     }
-    rest.push((at..disks.three.base.size(), None));
-    if work.filesystems.is_empty() {
+    between.push(at..disks.three.base.size());
+    if found.is_empty() {
         return Err(Error::unsupported(
             "there is no ext2, ext3 or ext4 filesystem on its disk to merge; --strategy keep or replace does without",
         ));
     }
-    for (range, number) in rest.into_iter().filter(|(range, _)| !range.is_empty()) {
-        work.copied.extend(block_side(disks, range, number, progress)?);
+    let mut hidden = None;
+    for range in between.into_iter().filter(|range| !range.is_empty()) {
+        work.take(parts::between(disks, range, progress)?);
+    }
+    for place in rest {
+        let part = parts::place(disks, place, (&settings.rules, label), progress)?;
+        hidden = hidden.or(work.take(part));
+    }
+    let moves = moves(&found, &settings.rules, hidden.as_deref())?;
+    for Opened { place, volumes, trees } in found {
+        let plan = plan_system(trees.map(|tree| tree), &volumes, &settings.rules, label, &moves)?;
+        work.report.add(&plan);
+        work.filesystems.push(Filesystem { place, volumes, trees, plan });
     }
     Ok(work)
+}
+
+/// The numbers of the base's new accounts that become others. Only one filesystem says who has them, or nobody knows
+/// whose accounts the files of a third one belong to.
+fn moves(found: &[Opened<'_>], rules: &Rules, hidden: Option<&str>) -> Result<Moves> {
+    let has = |tree: &Tree| tree.find(Database::Passwd.path()).is_some();
+    let mut systems = found.iter().filter(|opened| has(&opened.trees.base) || has(&opened.trees.clone));
+    let (Some(system), None) = (systems.next(), systems.next()) else { return Ok(Moves::default()) };
+    let files = AccountFiles::read(system.trees.map(|tree| tree), &system.volumes)?;
+    Ok(Moves::find(&files, rules, hidden, || {
+        let mut ids = Three::<Ids>::default();
+        for opened in found {
+            ids.old.add(&opened.trees.old);
+            ids.base.add(&opened.trees.base);
+            ids.clone.add(&opened.trees.clone);
+        }
+        ids
+    }))
 }
 
 /// The places that filesystems may be in, in the order of the disk: they are the same on all three.
@@ -115,55 +157,37 @@ fn open<'a>(disks: Disks<'a>, place: &Place) -> Result<Option<Volumes<'a>>> {
     Ok(Some(Volumes { three: Three { old, base, clone }, shared: disks.shared }))
 }
 
-fn plan<'a>(
-    place: Place,
-    volumes: Volumes<'a>,
-    settings: &MergeSettings,
-    label: &str,
-) -> Result<Filesystem<'a>> {
-    let tree = |volume: &Volume<'_>, name: &str| {
-        volume.tree().map_err(|error| error.at(format!("{}, {name}", named(place.number))))
-    };
-    let three = &volumes.three;
-    let trees = Three {
-        old: tree(&three.old, "the old base")?,
-        base: tree(&three.base, "the new base")?,
-        clone: tree(&three.clone, "the clone")?,
-    };
-    let plan = plan_system(trees.map(|tree| tree), &volumes, &settings.rules, label)?;
-    Ok(Filesystem { place, volumes, trees, plan })
+impl<'a> Opened<'a> {
+    fn read(place: Place, volumes: Volumes<'a>) -> Result<Self> {
+        let tree = |volume: &Volume<'_>, name: &str| {
+            volume.tree().map_err(|error| error.at(format!("{}, {name}", named(place.number))))
+        };
+        let three = &volumes.three;
+        let trees = Three {
+            old: tree(&three.old, "the old base")?,
+            base: tree(&three.base, "the new base")?,
+            clone: tree(&three.clone, "the clone")?,
+        };
+        Ok(Self { place, volumes, trees })
+    }
 }
 
-/// A part that is merged as a whole: where the clone's bytes are taken. What both sides changed is refused.
-fn block_side(
-    disks: Disks<'_>,
-    range: Range<u64>,
-    number: Option<u32>,
-    progress: &dyn Progress,
-) -> Result<Option<Range<u64>>> {
-    let Three { old, base, clone } = disks.three;
-    let differs = |disk: &Disk, shared: usize| {
-        let found = Count::default();
-        difference_in(disk, Against { disk: old, shared }, range.clone(), &found, progress)?;
-        Ok::<_, Error>(found.all() > 0)
-    };
-    if !differs(clone, disks.shared[1])? {
-        return Ok(None);
-    }
-    if !differs(base, disks.shared[0])? {
-        return Ok(Some(range));
-    }
-    let what = number.map_or_else(|| "the space between its partitions".to_owned(), named);
-    Err(Error::unsupported(format!(
-        "{what} was changed by the clone and by the new base, and has no filesystem whose files can be merged"
-    )))
-}
-
-fn named(partition: u32) -> String {
+pub(super) fn named(partition: u32) -> String {
     if partition == 0 { "its disk".to_owned() } else { format!("partition {partition}") }
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    /// Notes what becomes of a part; tells when there may be files in it that nobody sees.
+    fn take(&mut self, part: Part<'a>) -> Option<String> {
+        if let Some(fat) = part.fat {
+            self.report.add(&fat.plan);
+            self.fats.push(fat);
+        }
+        self.copied.extend(part.copied);
+        self.report.settled.extend(part.settled);
+        part.hidden
+    }
+
     /// Writes the merged disk; `new` is an empty layer over the new base.
     ///
     /// # Errors
@@ -183,6 +207,9 @@ impl Work<'_> {
             }
             apply(plan, volumes, trees.map(|tree| tree), &window, (program, folder), progress)
                 .map_err(|error| error.at(named(place.number)))?;
+        }
+        for fat in &self.fats {
+            fat.carry_out(new)?;
         }
         for range in &self.copied {
             let against = Against { disk: new, shared: 0 };
