@@ -99,6 +99,68 @@ fn filesystems_are_read_within_bounds_or_refused() {
     replay("ext4", 30_000);
 }
 
+#[test]
+fn fat_filesystems_are_read_and_changed_within_bounds_or_refused() {
+    replay("fat", 10_000);
+}
+
+/// Small filesystems by mkfs.vfat and mtools, and a swap space: `cargo test --test fuzz_corpus -- --ignored`.
+#[test]
+#[ignore = "writes tests/fuzz/corpus/fat"]
+fn the_corpus_of_fat_filesystems_is_made() {
+    const SETS: [(&str, u64, &[&str], u8); 10] = [
+        ("twelve", 128, &["-F", "12", "-r", "16"], 0),
+        ("twelve-changed", 128, &["-F", "12", "-r", "16"], 0x85),
+        ("twelve-one-table", 192, &["-F", "12", "-f", "1", "-s", "4"], 1),
+        ("twelve-sectors", 512, &["-F", "12", "-S", "2048", "-s", "1"], 2),
+        ("twelve-clusters", 1024, &["-F", "12", "-s", "32", "-n", "LABEL"], 0x83),
+        ("sixteen", 2560, &["-F", "16", "-s", "1"], 0),
+        ("sixteen-changed", 2560, &["-F", "16", "-s", "1", "-n", "LABEL"], 0x91),
+        ("thirty-two", 2560, &["-F", "32", "-s", "1", "-f", "1"], 0),
+        ("thirty-two-changed", 4096, &["-F", "32", "-s", "8", "-n", "LABEL"], 0x82),
+        ("swap", 64, &[], 0),
+    ];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus/fat");
+    std::fs::create_dir_all(&root).unwrap();
+    for (name, size, arguments, change) in SETS {
+        let bytes = if name == "swap" { small_swap(size << 10) } else { small_fat(size << 10, arguments) };
+        let input = fuzz::encode_ext4(change, &bytes);
+        assert!(input.len() <= 24 << 10, "{name}: {} bytes", input.len());
+        std::fs::write(root.join(name), input).unwrap();
+    }
+}
+
+fn small_swap(size: u64) -> Vec<u8> {
+    let mut bytes = vec![0; size as usize];
+    bytes[1024] = 1;
+    bytes[1028] = 15;
+    bytes[4086..4096].copy_from_slice(b"SWAPSPACE2");
+    bytes
+}
+
+fn small_fat(size: u64, arguments: &[&str]) -> Vec<u8> {
+    use std::process::{Command, Stdio};
+    let dir = tempfile::tempdir().unwrap();
+    let (image, text) = (dir.path().join("image"), dir.path().join("text"));
+    let run = |command: &mut Command| {
+        assert!(command.stdout(Stdio::null()).status().unwrap().success(), "{command:?}");
+    };
+    std::fs::File::create(&image).unwrap().set_len(size).unwrap();
+    run(Command::new("mkfs.vfat").args(["-i", "c0ffee00"]).args(arguments).arg(&image));
+    std::fs::write(&text, "text ".repeat(500)).unwrap();
+    let mtools = |name: &str| {
+        let mut command = Command::new(name);
+        command.env("LC_ALL", "C.UTF-8").arg("-i").arg(&image);
+        command
+    };
+    run(mtools("mmd").args(["::/EFI", "::/EFI/a long folder"]));
+    for name in ["ONE.EFI", "EFI/two words.txt", "EFI/lower.cfg", "EFI/a long folder/three.bin"] {
+        run(mtools("mcopy").arg(&text).arg(format!("::/{name}")));
+    }
+    run(mtools("mdel").arg("::/EFI/lower.cfg"));
+    std::fs::read(&image).unwrap()
+}
+
 /// Small filesystems by mke2fs and debugfs, as the target takes them: `cargo test --test fuzz_corpus -- --ignored`.
 #[test]
 #[ignore = "writes tests/fuzz/corpus/ext4"]

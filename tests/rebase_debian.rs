@@ -175,11 +175,11 @@ fn cpu_of_children() -> Duration {
     Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time()))
 }
 
-/// Clash and path of each conflict.
+/// Clash and path of each conflict, those of logs among them.
 fn conflicts(merge: &Value) -> BTreeSet<[String; 2]> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let conflicts = merge["conflicts"].as_array().unwrap();
-    conflicts.iter().map(|conflict| [text(&conflict["clash"]), text(&conflict["path"])]).collect()
+    let [all, volatile] = ["conflicts", "volatile"].map(|list| merge[list].as_array().unwrap());
+    all.iter().chain(volatile).map(|conflict| [text(&conflict["clash"]), text(&conflict["path"])]).collect()
 }
 
 fn open(merge: &Value) -> Vec<&str> {

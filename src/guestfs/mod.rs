@@ -6,11 +6,13 @@
 mod bits;
 pub mod edit;
 pub mod ext4;
+pub mod fat;
 pub mod free;
 mod fsck;
 mod gpt;
 mod mbr;
 pub mod partitions;
+pub mod swap;
 mod time;
 mod window;
 

@@ -61,6 +61,27 @@ pub enum PartitionKind {
     Mbr(u8),
 }
 
+/// GUIDs as they stand on the disk: an EFI system partition, and places for boot code (BIOS, PowerPC).
+const EFI_SYSTEM: [u8; 16] =
+    [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
+const BIOS_BOOT: [u8; 16] = *b"Hah!IdontNeedEFI";
+const PREP_BOOT: [u8; 16] =
+    [0x38, 0x2d, 0x1a, 0x9e, 0x12, 0xc6, 0x16, 0x43, 0xaa, 0x26, 0x8b, 0x49, 0x52, 0x1e, 0x5a, 0x8b];
+
+impl PartitionKind {
+    /// Whether it is an EFI system partition.
+    #[must_use]
+    pub fn is_efi_system(self) -> bool {
+        matches!(self, Self::Gpt(EFI_SYSTEM) | Self::Mbr(0xef))
+    }
+
+    /// Whether it is a place for a boot loader's code, without any files.
+    #[must_use]
+    pub fn is_boot_code(self) -> bool {
+        matches!(self, Self::Gpt(BIOS_BOOT | PREP_BOOT) | Self::Mbr(0x41))
+    }
+}
+
 impl fmt::Display for PartitionKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let g = match self {
@@ -161,13 +182,13 @@ pub(super) fn inside(
 }
 
 /// The little-endian number of 2 bytes at `at`; 0 past the end.
-pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     let field = at.checked_add(2).and_then(|end| bytes.get(at..end)).and_then(|field| field.try_into().ok());
     field.map_or(0, u16::from_le_bytes)
 }
 
 /// The little-endian number of 4 bytes at `at`; 0 past the end.
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let field = at.checked_add(4).and_then(|end| bytes.get(at..end)).and_then(|field| field.try_into().ok());
     field.map_or(0, u32::from_le_bytes)
 }

@@ -84,8 +84,12 @@ fn write_merge(page: &mut String, merge: &Value) {
             let _ = writeln!(page, "    {line}");
         }
     }
+    for conflict in merge["volatile"].as_array().into_iter().flatten() {
+        let _ = writeln!(page, "  changed by running: {}", told(conflict));
+    }
     for (title, key) in [
         ("settled", "settled"),
+        ("renumbered", "renumbered"),
         ("package", "packages"),
         ("broken dependency", "broken"),
         ("made again by the guest", "derived"),

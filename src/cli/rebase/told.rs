@@ -99,6 +99,10 @@ fn summary(merge: &Merged) -> String {
     if settled > 0 {
         text.push_str(&format!(", {} settled", count(settled as u64, "conflict")));
     }
+    if !merge.renumbered.is_empty() {
+        let numbers = count(merge.renumbered.len() as u64, "number");
+        text.push_str(&format!(", {numbers} of the base's accounts moved"));
+    }
     if !merge.broken.is_empty() {
         text.push_str(&format!(", {} broken by it", count(merge.broken.len() as u64, "package")));
     }

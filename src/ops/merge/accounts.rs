@@ -1,7 +1,7 @@
 //! The account databases, merged by name: passwd, group, shadow, gshadow, subuid, subgid.
 //!
 //! Fields are merged independently, lists of members as sets. A number is never given to two names, and no name gets
-//! another number, by a policy: files on the disk belong to numbers.
+//! another number, by a policy: files on the disk belong to numbers. [`super::renumber`] moves what can be moved first.
 
 use super::keyed::{Merged, bounded, index, lines, order, sets, shown};
 use super::rules::Winner;
@@ -66,18 +66,27 @@ const SHADOW: &[Field] = &[
 const GSHADOW: &[Field] = &[Value("password"), Set, Set];
 
 impl Database {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Passwd, Self::Group, Self::Shadow, Self::Gshadow, Self::Subuid, Self::Subgid];
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(self) -> &'static [u8] {
+        match self {
+            Self::Passwd => b"/etc/passwd",
+            Self::Group => b"/etc/group",
+            Self::Shadow => b"/etc/shadow",
+            Self::Gshadow => b"/etc/gshadow",
+            Self::Subuid => b"/etc/subuid",
+            Self::Subgid => b"/etc/subgid",
+        }
+    }
+
     /// The database at `path`. The copies that end in `-` are none: those are simply the clone's.
     #[must_use]
     pub fn of(path: &[u8]) -> Option<Self> {
-        Some(match path {
-            b"/etc/passwd" => Self::Passwd,
-            b"/etc/group" => Self::Group,
-            b"/etc/shadow" => Self::Shadow,
-            b"/etc/gshadow" => Self::Gshadow,
-            b"/etc/subuid" => Self::Subuid,
-            b"/etc/subgid" => Self::Subgid,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|database| database.path() == path)
     }
 
     /// What follows the name in a line; nothing for ranges, where a line is its own key.
@@ -95,7 +104,7 @@ impl Database {
         matches!(self, Self::Subuid | Self::Subgid)
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Passwd => "passwd",
             Self::Group => "group",
@@ -168,6 +177,35 @@ fn entries(database: Database, file: &[u8]) -> Vec<Entry<'_>> {
         .collect()
 }
 
+/// Who has which number, by the first line of each name.
+pub(super) fn numbers(database: Database, file: &[u8]) -> HashMap<&[u8], u32> {
+    held(&entries(database, file))
+}
+
+/// `file` with another `field` for the numbers of its well-formed lines: the name's own (0) or its primary group's (1).
+pub(super) fn with_numbers(database: Database, file: &[u8], new: impl Fn(usize, u32) -> u32) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(file.len());
+    for line in file.split_inclusive(|&byte| byte == b'\n') {
+        let (text, end) = line.strip_suffix(b"\n").map_or((line, &b""[..]), |text| (text, &b"\n"[..]));
+        let parts: Vec<&[u8]> = text.split(|&byte| byte == b':').collect();
+        if matches!(text.first(), Some(b'+' | b'-')) || !sound(database, &parts) {
+            bytes.extend_from_slice(line);
+            continue;
+        }
+        let mut seen = 0;
+        let mut fields = vec![parts[0].to_vec()];
+        for (field, part) in database.fields().iter().zip(&parts[1..]) {
+            let old = number(part).filter(|_| matches!(field, Id(_)));
+            let moved = old.map(|old| (old, new(seen, old))).filter(|(old, new)| old != new);
+            seen += usize::from(old.is_some());
+            fields.push(moved.map_or_else(|| part.to_vec(), |(_, new)| new.to_string().into_bytes()));
+        }
+        bytes.extend_from_slice(&fields.join(&b":"[..]));
+        bytes.extend_from_slice(end);
+    }
+    bytes
+}
+
 /// Whether a line is a well-formed account.
 fn sound(database: Database, parts: &[&[u8]]) -> bool {
     let fields = database.fields();
@@ -180,7 +218,7 @@ fn sound(database: Database, parts: &[&[u8]]) -> bool {
             .all(|(field, part)| !matches!(field, Id(_)) || number(part).is_some())
 }
 
-fn number(digits: &[u8]) -> Option<u32> {
+pub(super) fn number(digits: &[u8]) -> Option<u32> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -382,14 +420,14 @@ fn ranges_overlap(merged: &mut Merged, database: Database, files: &Three<&[u8]>)
     merged.bytes = bytes;
 }
 
-/// The ranges of a file, by start.
-fn ranges(file: &[u8]) -> Vec<(u64, u64, &[u8])> {
+/// The ranges of a file, by start: first number, the one behind the last, name.
+pub(super) fn ranges(file: &[u8]) -> Vec<(u64, u64, &[u8])> {
     let mut found: Vec<(u64, u64, &[u8])> = lines(file).into_iter().filter_map(range).collect();
     found.sort_unstable();
     found
 }
 
-fn range(line: &[u8]) -> Option<(u64, u64, &[u8])> {
+pub(super) fn range(line: &[u8]) -> Option<(u64, u64, &[u8])> {
     let parts: Vec<&[u8]> = line.split(|&byte| byte == b':').collect();
     let [name, start, count] = parts[..] else { return None };
     let (start, count) = (u64::from(number(start)?), u64::from(number(count)?));

@@ -1,12 +1,13 @@
 //! dpkg's databases of the three versions: which side each package's files come from, and what is in the databases
-//! after the merge.
+//! after the merge; and the accounts' databases where numbers are moved.
 
 use super::decide::Forced;
 use super::fate::{Clash, Conflict};
 use super::keyed::Merged;
+use super::renumber::Moves;
 use super::rules::{Decision, Rules, Winner};
 use super::tree::{Contents, Tree};
-use super::{Side, Three, Version, dpkg};
+use super::{Side, Three, Version, accounts, dpkg};
 use crate::error::Result;
 use crate::guestfs::ext4::FileKind;
 use std::collections::{BTreeSet, HashMap};
@@ -29,6 +30,8 @@ pub(super) struct Databases {
     pub(super) broken: Vec<String>,
     pub(super) conflicts: Vec<Conflict>,
     pub(super) settled: Vec<String>,
+    /// Whether the filesystem has the accounts' databases.
+    pub(super) accounts: bool,
 }
 
 /// Files of the three trees by their paths.
@@ -74,7 +77,12 @@ impl Databases {
     ///
     /// # Errors
     /// `Corrupt` when one breaks its format; whatever reading them gives.
-    pub(super) fn of(trees: Three<&Tree>, contents: &dyn Contents, rules: &Rules) -> Result<Self> {
+    pub(super) fn of(
+        trees: Three<&Tree>,
+        contents: &dyn Contents,
+        rules: &Rules,
+        moves: &Moves,
+    ) -> Result<Self> {
         let files = Files { trees, contents };
         let mut all = Self::default();
         let status = files.three(STATUS)?;
@@ -82,7 +90,29 @@ impl Databases {
             all.packages(&files, &status)?;
         }
         all.alternatives(&files, rules)?;
+        all.accounts(&files, rules, moves)?;
         Ok(all)
+    }
+
+    /// The accounts' databases in which numbers of the base are moved; the others are merged as they come up.
+    fn accounts(&mut self, files: &Files<'_>, rules: &Rules, moves: &Moves) -> Result<()> {
+        self.accounts = files.trees.base.find(accounts::Database::Passwd.path()).is_some();
+        for database in accounts::Database::ALL.into_iter().filter(|_| !moves.is_empty()) {
+            let path = database.path();
+            let three = files.three(path)?;
+            let base = moves.text(database, &three.base);
+            if base == three.base {
+                continue;
+            }
+            let merged = accounts::merge(
+                database,
+                Three { old: &three.old, base: &base, clone: &three.clone },
+                winner(rules, path),
+            )?;
+            self.note(path, &merged);
+            self.forced.insert(path.to_vec(), Forced::Bytes(merged.bytes));
+        }
+        Ok(())
     }
 
     fn packages(&mut self, files: &Files<'_>, status: &Three<Vec<u8>>) -> Result<()> {
@@ -124,15 +154,11 @@ impl Databases {
             if three.clear().is_some() && chosen.clear().is_some() {
                 continue;
             }
-            let winner = match rules.decide(&path) {
-                Decision::Merge(policy) => policy.winner,
-                _ => Winner::Clone,
-            };
             let result = dpkg::merge_alternatives(
                 &name,
                 three.map(Vec::as_slice),
                 chosen.map(|target| target.as_deref()),
-                winner,
+                winner(rules, &path),
             )?;
             self.note(&path, &result.merged);
             let bytes = result.merged.bytes;
@@ -157,6 +183,13 @@ impl Databases {
                 diff: String::new(),
             });
         }
+    }
+}
+
+fn winner(rules: &Rules, path: &[u8]) -> Winner {
+    match rules.decide(path) {
+        Decision::Merge(policy) => policy.winner,
+        _ => Winner::Clone,
     }
 }
 

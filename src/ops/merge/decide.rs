@@ -46,6 +46,8 @@ pub(super) struct Merge<'a> {
     pub(super) objects: Objects,
     pub(super) fates: Vec<Fate>,
     pub(super) conflicts: Vec<Conflict>,
+    /// Those of files that running alone changes.
+    pub(super) volatile: Vec<Conflict>,
     /// What both sides changed and a database settled, in sentences.
     pub(super) settled: Vec<String>,
     /// Derived files that are not merged.
@@ -74,6 +76,7 @@ impl<'a> Merge<'a> {
             objects,
             fates: Vec::new(),
             conflicts: Vec::new(),
+            volatile: Vec::new(),
             settled: Vec::new(),
             derived: BTreeSet::new(),
             siblings: Vec::new(),
@@ -117,9 +120,15 @@ impl<'a> Merge<'a> {
     pub(super) fn clash(&mut self, path: &[u8], clash: Clash, winner: Winner, detail: &str) -> Side {
         if self.told.insert((path.to_vec(), clash, detail.to_owned())) {
             let (taken, detail) = (winner.side(), detail.to_owned());
-            self.conflicts.push(Conflict { path: path.to_vec(), clash, taken, detail, diff: String::new() });
+            let quiet = taken == Some(Side::Clone) && self.is_volatile(path);
+            let list = if quiet { &mut self.volatile } else { &mut self.conflicts };
+            list.push(Conflict { path: path.to_vec(), clash, taken, detail, diff: String::new() });
         }
         provisional(winner)
+    }
+
+    fn is_volatile(&self, path: &[u8]) -> bool {
+        self.input.rules.decide(path) == Decision::Volatile
     }
 
     fn way(&mut self, path: &[u8], is_folder: bool) -> Way {
@@ -127,7 +136,7 @@ impl<'a> Merge<'a> {
             Decision::Identity => return Way::Whole(Side::Clone),
             Decision::Exclude => return Way::Whole(Side::Base),
             Decision::Derived { drop, .. } if !is_folder => return Way::Derived { drop },
-            Decision::Derived { .. } => Policy { lines: false, winner: Winner::Clone },
+            Decision::Derived { .. } | Decision::Volatile => Policy { lines: false, winner: Winner::Clone },
             Decision::Merge(policy) => policy,
         };
         if is_folder {
@@ -391,6 +400,9 @@ impl<'a> Merge<'a> {
 
     fn both_changed(&mut self, path: &[u8], object: Object, policy: Policy) -> Result<Source> {
         let clash = if object.old.is_some() { Clash::Content } else { Clash::Added };
+        if Keyed::of(path).is_none() && self.is_volatile(path) {
+            return Ok(Source::Of(self.lost(path, object, clash, policy, "")));
+        }
         let texts = match self.texts(object) {
             Ok(texts) => texts,
             // Too long to be looked into: it is merged by nobody.

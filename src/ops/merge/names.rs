@@ -110,7 +110,7 @@ impl Merge<'_> {
     fn winner(&self, path: &[u8]) -> Winner {
         match self.input.rules.decide(path) {
             Decision::Merge(policy) => policy.winner,
-            Decision::Identity | Decision::Derived { .. } => Winner::Clone,
+            Decision::Identity | Decision::Volatile | Decision::Derived { .. } => Winner::Clone,
             Decision::Exclude => Winner::Base,
         }
     }

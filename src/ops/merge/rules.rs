@@ -55,6 +55,8 @@ pub struct Policy {
 pub enum Decision {
     /// An ordinary file, merged three ways; the policy is for conflicts only.
     Merge(Policy),
+    /// Changed by running alone: the clone's where both sides changed it, and not worth a word of its own.
+    Volatile,
     /// Always the clone's: whether it is there, and what is in it.
     Identity,
     /// Made from other files. Never a conflict.
@@ -72,13 +74,14 @@ pub enum Decision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Word {
     Conflict(Policy),
+    Volatile,
     Identity,
     Derived,
     Rebuild,
     Exclude,
 }
 
-const WORDS: [(&str, Word); 12] = [
+const WORDS: [(&str, Word); 13] = [
     ("fail", Word::Conflict(Policy { lines: false, winner: Winner::Fail })),
     ("base", Word::Conflict(Policy { lines: false, winner: Winner::Base })),
     ("clone", Word::Conflict(Policy { lines: false, winner: Winner::Clone })),
@@ -87,6 +90,7 @@ const WORDS: [(&str, Word); 12] = [
     ("merge/base", Word::Conflict(Policy { lines: true, winner: Winner::Base })),
     ("merge/clone", Word::Conflict(Policy { lines: true, winner: Winner::Clone })),
     ("merge/both", Word::Conflict(Policy { lines: true, winner: Winner::Both })),
+    ("volatile", Word::Volatile),
     ("identity", Word::Identity),
     ("derived", Word::Derived),
     ("rebuild", Word::Rebuild),
@@ -147,6 +151,7 @@ impl Rules {
         match last.and_then(|index| self.words.get(index)) {
             None => Decision::Merge(Policy { lines: false, winner: Winner::Fail }),
             Some(Word::Conflict(policy)) => Decision::Merge(*policy),
+            Some(Word::Volatile) => Decision::Volatile,
             Some(Word::Identity) => Decision::Identity,
             Some(Word::Derived) => derived(true),
             Some(Word::Rebuild) => derived(false),
@@ -268,11 +273,59 @@ mod tests {
         assert_eq!(rules.decide(b"/data"), wins(Winner::Fail));
         assert_eq!(rules.decide(b"/etc/ssh/ssh_host_rsa_key.pub"), Decision::Identity);
         assert_eq!(rules.decide(b"/proc/x/y"), Decision::Exclude);
+        assert_eq!(rules.decide(b"/var/lib/NetworkManager/secret_key"), Decision::Identity);
+        assert_eq!(rules.decide(b"/var/cache/debconf/config.dat"), wins(Winner::Clone), "answers are state");
         let Decision::Derived { drop: true, comeback: Some(Comeback::Run(_)) } =
             rules.decide(b"/etc/ld.so.cache")
         else {
             panic!("ld.so.cache")
         };
+    }
+
+    #[test]
+    fn what_each_boot_touches_is_volatile_or_who_the_machine_is() {
+        let rules = Rules::preset().expect("the preset");
+        for path in [
+            "/etc/mtab",
+            "/etc/adjtime",
+            "/tmp/x/y",
+            "/root/.cache/x",
+            "/home/ann/.cache/mesa/index",
+            "/var/tmp/x",
+            "/var/log",
+            "/var/log/wtmp",
+            "/var/log/lastlog",
+            "/var/log/journal/0123/system.journal",
+            "/var/lib/systemd/timers/stamp-apt-daily.timer",
+            "/var/lib/systemd/timesync/clock",
+            "/var/lib/systemd/rfkill/x",
+            "/var/lib/lastlog/lastlog2.db",
+            "/var/lib/wtmpdb/wtmp.db",
+            "/var/lib/dhcp/dhclient.eth0.leases",
+            "/var/lib/dhclient/dhclient.leases",
+            "/var/lib/NetworkManager/timestamps",
+            "/var/lib/logrotate/status",
+            "/var/lib/logrotate/logrotate.status",
+            "/var/lib/apt/periodic/update-stamp",
+            "/var/lib/apt/lists/deb.debian.org_debian_dists_bookworm_InRelease",
+            "/var/lib/dnf/repos/fedora-0123/countme",
+            "/var/lib/chrony/drift",
+            "/var/cache/man/index.db.tmp",
+            "/var/cache/dnf/packages.db",
+            "/var/backups/dpkg.status.0",
+            "/var/spool/anacron/cron.daily",
+            "/var/lib/plymouth/boot-duration",
+        ] {
+            let known = rules.decide(path.as_bytes());
+            let fine = known == Decision::Volatile || matches!(known, Decision::Derived { drop: true, .. });
+            assert!(fine, "{path}: {known:?}");
+        }
+        for path in ["/var/lib/systemd/random-seed", "/var/lib/urandom/random-seed", "/etc/machine-id"] {
+            assert_eq!(rules.decide(path.as_bytes()), Decision::Identity, "{path}");
+        }
+        for path in ["/var/lib/dpkg/status", "/var/lib/postgresql/x", "/var/spool/cron/crontabs/root"] {
+            assert_eq!(rules.decide(path.as_bytes()), wins(Winner::Clone), "{path}");
+        }
     }
 
     #[test]

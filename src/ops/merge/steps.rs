@@ -204,7 +204,7 @@ fn node(merge: &Merge<'_>, at: usize) -> Node {
 }
 
 /// The next time that can be told apart.
-fn later(time: Time) -> Time {
+pub(super) fn later(time: Time) -> Time {
     match time.nanoseconds {
         999_999_999.. => Time { seconds: time.seconds.saturating_add(1), nanoseconds: 0 },
         nanoseconds => Time { nanoseconds: nanoseconds + 1, ..time },
@@ -224,7 +224,7 @@ fn kind(file: &File, facts: &Facts) -> Kind {
     }
 }
 
-fn attributes(file: &File, facts: &Facts) -> Attributes {
+pub(super) fn attributes(file: &File, facts: &Facts) -> Attributes {
     Attributes {
         mode: facts.mode,
         uid: facts.uid,

@@ -1,6 +1,7 @@
 //! The merge of a clone's disk: filesystem by filesystem by files, everything else as a whole.
 
 use super::bases::{self, Both, Pair, named, volume};
+use super::parts::{self, Fat, Part};
 use super::{MergeSettings, Merged};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -8,10 +9,13 @@ use crate::guestfs::Window;
 use crate::guestfs::edit::Volume as _;
 use crate::guestfs::partitions::partitions;
 use crate::ops::Progress;
+use crate::ops::merge::accounts::Database;
+use crate::ops::merge::renumber::{AccountFiles, Ids, Moves};
+use crate::ops::merge::rules::Rules;
 use crate::ops::merge::tree::Tree;
 use crate::ops::merge::volumes::{Place, Volume, Volumes};
 use crate::ops::merge::{Plan, Three, apply, plan_system};
-use crate::ops::scan::{Against, Count, difference_in};
+use crate::ops::scan::{Against, difference_in};
 use crate::ops::version::Delta;
 use crate::units::{GuestOffset, length};
 use std::ops::Range;
@@ -20,17 +24,22 @@ use std::path::{Path, PathBuf};
 /// The three disks, and how many layers at the bottom are the same files: of old and new base, of old base and clone.
 #[derive(Clone, Copy)]
 pub(super) struct Disks<'a> {
-    three: Three<&'a Disk>,
-    shared: [usize; 2],
+    pub(super) three: Three<&'a Disk>,
+    pub(super) shared: [usize; 2],
 }
 
-/// A filesystem to be merged.
-struct Filesystem<'a> {
+/// A filesystem that all three have.
+struct Opened<'a> {
     place: Place,
     bases: &'a Both,
     clone: Volume<'a>,
     tree: Tree,
     shared: [usize; 2],
+}
+
+/// A filesystem to be merged.
+struct Filesystem<'a> {
+    opened: Opened<'a>,
     plan: Plan,
 }
 
@@ -38,6 +47,7 @@ struct Filesystem<'a> {
 pub(super) struct Work<'a> {
     disks: Disks<'a>,
     filesystems: Vec<Filesystem<'a>>,
+    fats: Vec<Fat<'a>>,
     /// Parts of the disk that the clone changed and the new base did not, outside of the filesystems.
     copied: Vec<Range<u64>>,
     pub(super) report: Merged,
@@ -65,74 +75,68 @@ pub(super) fn prepare<'a>(
     let disks = Disks::of(pair, clone, files);
     pair.refuse_layout(&partitions(clone)?, clone.size())?;
     let label = pair.onto.to_string();
-    let mut work = Work { disks, filesystems: Vec::new(), copied: Vec::new(), report: Merged::default() };
-    let mut rest = Vec::new();
-    let mut at = 0;
+    let (mut found, mut rest, mut between, mut at) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for (place, bases) in &pair.places {
-        rest.push((at..place.start.0, None));
+        between.push(at..place.start.0);
         at = place.end().0;
         let clone = bases.as_ref().map(|_| volume(clone, place, "the clone")).transpose()?.flatten();
         match bases.as_ref().zip(clone) {
-            Some((bases, clone)) => {
-                let found = plan((place, bases, clone), disks.shared, settings, &label)?;
-                work.report.add(&found.plan);
-                work.filesystems.push(found);
-            }
-            None => rest.push((place.start.0..at, Some(place.number))),
+            Some((bases, clone)) => found.push(Opened::new(place, bases, clone, disks.shared)?),
+            None => rest.push(place),
         }
     }
-    rest.push((at..disks.three.base.size(), None));
-    if work.filesystems.is_empty() {
+    between.push(at..disks.three.base.size());
+    if found.is_empty() {
         return Err(Error::unsupported(
             "there is no ext2, ext3 or ext4 filesystem on its disk to merge; --strategy keep or replace does without",
         ));
     }
-    for (range, number) in rest.into_iter().filter(|(range, _)| !range.is_empty()) {
-        work.copied.extend(block_side(disks, range, number, progress)?);
+    let mut work = Work::new(disks);
+    let mut hidden = None;
+    for range in between.into_iter().filter(|range| !range.is_empty()) {
+        work.take(parts::between(disks, range, progress)?);
+    }
+    for place in rest {
+        let part = parts::place(disks, place, (&settings.rules, &label), progress)?;
+        hidden = hidden.or(work.take(part));
+    }
+    let moves = moves(&found, &settings.rules, hidden.as_deref())?;
+    for opened in found {
+        let trees = (opened.trees(), &opened.bases.pairs);
+        let plan = plan_system(trees, &opened.volumes(), &settings.rules, &label, &moves)?;
+        work.report.add(&plan);
+        work.filesystems.push(Filesystem { opened, plan });
     }
     Ok(work)
 }
 
-fn plan<'a>(
-    (place, bases, clone): (&Place, &'a Both, Volume<'a>),
-    shared: [usize; 2],
-    settings: &MergeSettings,
-    label: &str,
-) -> Result<Filesystem<'a>> {
-    bases.refuse_other(place, &clone)?;
-    let tree = bases::tree(&clone, place, "the clone")?;
-    let mut found = Filesystem { place: *place, bases, clone, tree, shared, plan: Plan::default() };
-    let trees = (found.trees(), &found.bases.pairs);
-    found.plan = plan_system(trees, &found.volumes(), &settings.rules, label)?;
-    Ok(found)
+/// The numbers of the base's new accounts that become others. Only one filesystem says who has them, or nobody knows
+/// whose accounts the files of a third one belong to.
+fn moves(found: &[Opened<'_>], rules: &Rules, hidden: Option<&str>) -> Result<Moves> {
+    let has = |tree: &Tree| tree.find(Database::Passwd.path()).is_some();
+    let mut systems = found.iter().filter(|opened| has(opened.trees().base) || has(opened.trees().clone));
+    let (Some(system), None) = (systems.next(), systems.next()) else { return Ok(Moves::default()) };
+    let files = AccountFiles::read(system.trees(), &system.volumes())?;
+    Ok(Moves::find(&files, rules, hidden, || {
+        let mut ids = Three::<Ids>::default();
+        for opened in found {
+            let trees = opened.trees();
+            ids.old.add(trees.old);
+            ids.base.add(trees.base);
+            ids.clone.add(trees.clone);
+        }
+        ids
+    }))
 }
 
-/// A part that is merged as a whole: where the clone's bytes are taken. What both sides changed is refused.
-fn block_side(
-    disks: Disks<'_>,
-    range: Range<u64>,
-    number: Option<u32>,
-    progress: &dyn Progress,
-) -> Result<Option<Range<u64>>> {
-    let Three { old, base, clone } = disks.three;
-    let differs = |disk: &Disk, shared: usize| {
-        let found = Count::default();
-        difference_in(disk, Against { disk: old, shared }, range.clone(), &found, progress)?;
-        Ok::<_, Error>(found.all() > 0)
-    };
-    if !differs(clone, disks.shared[1])? {
-        return Ok(None);
+impl<'a> Opened<'a> {
+    /// Reads the clone's tree; another filesystem than the bases' is refused.
+    fn new(place: &Place, bases: &'a Both, clone: Volume<'a>, shared: [usize; 2]) -> Result<Self> {
+        bases.refuse_other(place, &clone)?;
+        let tree = bases::tree(&clone, place, "the clone")?;
+        Ok(Self { place: *place, bases, clone, tree, shared })
     }
-    if !differs(base, disks.shared[0])? {
-        return Ok(Some(range));
-    }
-    let what = number.map_or_else(|| "the space between its partitions".to_owned(), named);
-    Err(Error::unsupported(format!(
-        "{what} was changed by the clone and by the new base, and has no filesystem whose files can be merged"
-    )))
-}
 
-impl Filesystem<'_> {
     fn volumes(&self) -> Volumes<'_> {
         let three = Three { old: &self.bases.old, base: &self.bases.new, clone: &self.clone };
         Volumes { three, shared: self.shared, compared: &self.bases.compared }
@@ -144,7 +148,23 @@ impl Filesystem<'_> {
     }
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    fn new(disks: Disks<'a>) -> Self {
+        let (filesystems, fats, copied) = (Vec::new(), Vec::new(), Vec::new());
+        Self { disks, filesystems, fats, copied, report: Merged::default() }
+    }
+
+    /// Notes what becomes of a part; tells when there may be files in it that nobody sees.
+    fn take(&mut self, part: Part<'a>) -> Option<String> {
+        if let Some(fat) = part.fat {
+            self.report.add(&fat.plan);
+            self.fats.push(fat);
+        }
+        self.copied.extend(part.copied);
+        self.report.settled.extend(part.settled);
+        part.hidden
+    }
+
     /// Writes the merged disk; `new` is an empty layer over the new base.
     ///
     /// # Errors
@@ -155,16 +175,18 @@ impl Work<'_> {
         (program, folder): (&Path, &Path),
         progress: &dyn Progress,
     ) -> Result<()> {
-        for filesystem in &self.filesystems {
-            let window = Window::new(new, &filesystem.place)?;
+        for Filesystem { opened, plan } in &self.filesystems {
+            let window = Window::new(new, &opened.place)?;
             // The base may have been left without an unmount.
-            let replayed = filesystem.bases.new.filesystem.bytes();
+            let replayed = opened.bases.new.filesystem.bytes();
             for (block, data) in replayed.written() {
                 window.write(data, GuestOffset(block.0 * length(data.len())))?;
             }
-            let (plan, volumes, trees) = (&filesystem.plan, filesystem.volumes(), filesystem.trees());
-            apply(plan, &volumes, trees, &window, (program, folder), progress)
-                .map_err(|error| error.at(named(filesystem.place.number)))?;
+            apply(plan, &opened.volumes(), opened.trees(), &window, (program, folder), progress)
+                .map_err(|error| error.at(named(opened.place.number)))?;
+        }
+        for fat in &self.fats {
+            fat.carry_out(new)?;
         }
         for range in &self.copied {
             let against = Against { disk: new, shared: 0 };

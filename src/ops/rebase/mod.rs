@@ -3,6 +3,7 @@
 mod bases;
 mod fleet;
 mod merge;
+mod parts;
 mod start;
 
 use super::Progress;
@@ -48,8 +49,12 @@ pub struct RebaseRequest {
 pub struct Merged {
     /// What both sides changed, differently; those that are not taken from a side are open.
     pub conflicts: Vec<Conflict>,
+    /// The same of files that running alone changes, like logs: all are the clone's.
+    pub volatile: Vec<Conflict>,
     /// What was settled without a choice, in sentences.
     pub settled: Vec<String>,
+    /// Numbers of the base's new accounts that became others, in sentences.
+    pub renumbered: Vec<String>,
     /// Paths that are not as the new base has them.
     pub kept: Vec<String>,
     /// Files that the guest makes again by itself.
@@ -108,7 +113,9 @@ impl Merged {
     fn add(&mut self, plan: &Plan) {
         let text = |path: &Vec<u8>| String::from_utf8_lossy(path).into_owned();
         self.conflicts.extend(plan.conflicts.iter().cloned());
+        self.volatile.extend(plan.volatile.iter().cloned());
         self.settled.extend(plan.settled.iter().cloned());
+        self.renumbered.extend(plan.renumbered.iter().cloned());
         self.kept.extend(plan.kept.iter().map(text));
         self.derived.extend(plan.derived.iter().map(text));
         self.packages.extend(plan.packages.iter().map(ToString::to_string));

@@ -106,7 +106,7 @@ fn file<B: Bytes>(filesystem: &Ext4<B>, inode: &Inode) {
     }
 }
 
-fn decode(mut pieces: &[u8], bytes: &mut [u8]) {
+pub(super) fn decode(mut pieces: &[u8], bytes: &mut [u8]) {
     while let [low, high, len, rest @ ..] = pieces {
         let at = usize::from(u16::from_le_bytes([*low, *high])) * UNIT;
         let len_in_bytes = (usize::from(*len & 0x7f) + 1) * UNIT;

@@ -1,0 +1,102 @@
+//! Swap space of Linux, as `mkswap` makes it: what its first page says.
+
+use super::partitions::{Bytes, u32_at};
+use crate::error::Result;
+use crate::units::{GuestOffset, KIB, index};
+
+/// Sizes of a page under which a signature is looked for.
+const PAGES: [u64; 5] = [4 * KIB, 8 * KIB, 16 * KIB, 32 * KIB, 64 * KIB];
+/// The largest of them: a header ends before that, whatever the size of a page is.
+pub const HEADER: u64 = 64 * KIB;
+const SIGNATURE: usize = 10;
+const SIGNATURES: [&[u8; SIGNATURE]; 2] = [b"SWAPSPACE2", b"SWAP-SPACE"];
+/// What stands there instead while the memory of a system that sleeps is in it.
+const SLEEPING: [&[u8]; 5] =
+    [b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001", b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c"];
+/// Where the description begins, and its bytes: version, last page, count of bad pages, UUID, label.
+const DESCRIPTION: usize = 1024;
+const DESCRIBED: usize = 44;
+
+/// What a swap space says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Swap {
+    page: u64,
+    /// Version, last page, count of bad pages, UUID, label, as they stand on the disk.
+    description: Vec<u8>,
+    /// It holds the memory of a system that hibernates.
+    pub hibernated: bool,
+}
+
+impl Swap {
+    /// The swap space that begins at the first byte of `place`, if one does.
+    ///
+    /// # Errors
+    /// Only what reading the disk gives.
+    pub fn find(place: &dyn Bytes) -> Result<Option<Self>> {
+        for page in PAGES.into_iter().filter(|page| *page <= place.size()) {
+            let mut bytes = vec![0; index(page)];
+            place.read(&mut bytes, GuestOffset(0))?;
+            let signature = &bytes[bytes.len() - SIGNATURE..];
+            let hibernated = SLEEPING.iter().any(|known| signature.starts_with(known));
+            if hibernated || SIGNATURES.iter().any(|known| signature == &known[..]) {
+                let description = bytes[DESCRIPTION..DESCRIPTION + DESCRIBED].to_vec();
+                return Ok(Some(Self { page, description, hibernated }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the place of `size` bytes has all pages that it counts.
+    #[must_use]
+    pub fn fits(&self, size: u64) -> bool {
+        (u64::from(u32_at(&self.description, 4)) + 1) * self.page <= size
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{HEADER, Swap};
+    use crate::error::Result;
+    use crate::guestfs::partitions::Bytes;
+    use crate::units::{GuestOffset, index, length};
+
+    struct Place(Vec<u8>);
+
+    impl Bytes for Place {
+        fn size(&self) -> u64 {
+            length(self.0.len())
+        }
+        fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
+            let at = index(at.0);
+            buf.copy_from_slice(&self.0[at..at + buf.len()]);
+            Ok(())
+        }
+    }
+
+    fn place(page: usize, signature: &[u8]) -> Place {
+        let mut bytes = vec![0; 1 << 20];
+        bytes[1028..1032].copy_from_slice(&99_u32.to_le_bytes());
+        bytes[page - 10..page - 10 + signature.len()].copy_from_slice(signature);
+        Place(bytes)
+    }
+
+    #[test]
+    fn swap_is_known_by_its_signature_whatever_its_page_is() {
+        for page in [4096, 8192, 65536] {
+            let found = Swap::find(&place(page, b"SWAPSPACE2")).unwrap().unwrap();
+            assert!(!found.hibernated);
+            assert!(found.fits(100 * length(page)) && !found.fits(100 * length(page) - 1));
+        }
+        assert_eq!(Swap::find(&place(4096, b"SWAPSPACE3")).unwrap(), None);
+        assert_eq!(Swap::find(&Place(vec![0; 4095])).unwrap(), None);
+        assert_eq!(Swap::find(&Place(vec![0; index(HEADER)])).unwrap(), None);
+    }
+
+    #[test]
+    fn the_memory_of_a_system_that_sleeps_is_noticed() {
+        for signature in [&b"S1SUSPEND"[..], b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001"] {
+            assert!(Swap::find(&place(4096, signature)).unwrap().unwrap().hibernated);
+        }
+    }
+}
