@@ -10,6 +10,7 @@ mod memory;
 
 mod builder;
 mod ext4;
+mod free;
 mod header;
 mod image;
 mod input;
@@ -19,6 +20,7 @@ mod qemu;
 mod texts;
 
 pub use ext4::{encode_ext4, ext4};
+pub use free::free;
 pub use header::header;
 pub use image::image;
 pub use memory::Counting;
@@ -33,8 +35,9 @@ pub const MEMORY: usize = 256 << 20;
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("ext4", ext4),
+    ("free", free),
     ("header", header),
     ("image", image),
     ("partitions", partitions),
