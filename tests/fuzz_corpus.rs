@@ -161,6 +161,73 @@ fn small_fat(size: u64, arguments: &[&str]) -> Vec<u8> {
     std::fs::read(&image).unwrap()
 }
 
+#[test]
+fn free_space_of_any_disk_lies_inside_of_it() {
+    replay("free", 20_000);
+}
+
+/// Small disks of all kinds, as the target takes them: `cargo test --test fuzz_corpus -- --ignored`, as root.
+#[test]
+#[ignore = "writes tests/fuzz/corpus/free"]
+fn the_corpus_of_free_space_is_made() {
+    use std::process::Command;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus/free");
+    std::fs::create_dir_all(&root).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "text ".repeat(500)).unwrap();
+    let run = |line: &str| {
+        let line = line.replace("IMAGE", image.to_str().unwrap()).replace("FILE", file.to_str().unwrap());
+        assert!(Command::new("sh").args(["-ec", &line]).status().unwrap().success(), "{line}");
+    };
+    // pvcreate and its like see only a block device.
+    let lvm = r#"device=$(losetup -f --show IMAGE); trap "losetup -d $device" EXIT
+        config="devices { filter=[\"a|^$device\$|\",\"r|.*|\"] use_devicesfile=0 scan_lvs=0 obtain_device_list_from_udev=0 }
+            activation { udev_sync=0 udev_rules=0 monitoring=0 } backup { backup=0 archive=0 }"
+        lvm() { program=$1; shift; $program -q --config "$config" --driverloaded n "$@"; }
+        lvm pvcreate --metadatasize 60k --dataalignment 64k $device
+        lvm vgcreate -s 64k vg $device
+        lvm lvcreate -an -Zn -Wn -y -n root -L 1M vg
+        lvm lvcreate -an -Zn -Wn -y -n home -L 256k vg
+        lvm lvextend -L +128k vg/root"#;
+    for (name, size, seal, lines) in [
+        ("swap", 256, 0, "mkswap -q IMAGE"),
+        ("fat12", 192, 0, "mkfs.vfat -F 12 -r 16 IMAGE; mmd -i IMAGE ::/a; mcopy -i IMAGE FILE ::/a/file"),
+        (
+            "fat16",
+            4096,
+            0,
+            "mkfs.vfat -F 16 -s 1 -r 16 IMAGE; mmd -i IMAGE ::/a; mcopy -i IMAGE FILE ::/a/file",
+        ),
+        ("fat32", 4096, 0, "mkfs.vfat -F 32 -s 1 IMAGE"),
+        ("ntfs", 2048, 0, "mkntfs -F -Q -q -c 512 IMAGE; ntfscp -q IMAGE FILE file"),
+        ("lvm", 4096, 8, lvm),
+        ("gpt", 4096, 16, "sgdisk -a 64 -n1:64:+1M -n2:5120:+256K IMAGE"),
+        (
+            "mbr",
+            4096,
+            0,
+            "printf '64,1024,83\n2048,4096,5\n,,0\n,,0\n2112,512,82\n3000,,83\n' | sfdisk -q IMAGE",
+        ),
+    ] {
+        std::fs::File::create(&image).unwrap().set_len(size << 10).unwrap();
+        run(&format!("{{ {lines}; }} >/dev/null"));
+        let mut bytes = std::fs::read(&image).unwrap();
+        // The table of capital letters is large, and nothing reads it.
+        let capitals = bytes.windows(8).position(|window| window == [0, 0, 1, 0, 2, 0, 3, 0]);
+        if let Some(at) = capitals.filter(|_| name == "ntfs") {
+            bytes[at..at + (128 << 10)].fill(0);
+        }
+        let input = fuzz::encode_ext4(seal, &bytes);
+        assert!(input.len() <= 32 << 10, "{name}: {} bytes", input.len());
+        std::fs::write(root.join(name), input).unwrap();
+    }
+    for name in ["extents", "journal-sums", "clusters", "ext2"] {
+        std::fs::copy(root.with_file_name("ext4").join(name), root.join(name)).unwrap();
+    }
+}
+
 /// Small filesystems by mke2fs and debugfs, as the target takes them: `cargo test --test fuzz_corpus -- --ignored`.
 #[test]
 #[ignore = "writes tests/fuzz/corpus/ext4"]

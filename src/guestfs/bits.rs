@@ -4,6 +4,7 @@ use crate::units::{index, length};
 
 /// The runs of clear bits below `end`, as first bit and the bit behind.
 pub(super) fn clear_runs(bitmap: &[u8], end: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
+    let end = u32::try_from(length(bitmap.len()) * 8).unwrap_or(u32::MAX).min(end);
     let mut at = 0;
     std::iter::from_fn(move || {
         let first = next_bit(bitmap, at, end, false)?;

@@ -72,7 +72,7 @@ impl Table {
 /// The partitions of `table`, if it leaves no doubt: all lie inside the disk, nothing overlaps anything, and the chain
 /// of logical partitions is in order. Sorted by their places.
 pub(super) fn strict(disk: &dyn Bytes, table: &Table) -> Result<Option<Vec<Partition>>> {
-    let mut taken = vec![0..1];
+    let mut taken: Vec<Range<u64>> = std::iter::once(0..1).collect();
     for entry in table.0.into_iter().filter(|entry| entry.is_used()) {
         taken.push(entry.first..entry.first + entry.count);
     }

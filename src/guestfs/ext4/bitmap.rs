@@ -113,7 +113,7 @@ impl<B: Bytes> Ext4<B> {
         let end = start + self.superblock.layout.blocks_per_group;
         let first = metadata.partition_point(|run| run.end().0 <= start);
         let inside = || metadata[first..].iter().take_while(|run| run.start.0 < end).copied();
-        if inside().any(|run| run.start < copies.end()) {
+        if copies.blocks > 0 && inside().any(|run| run.start < copies.end()) {
             return Err(damaged(format_args!(
                 "bitmaps or inodes lie over the descriptors in group {number}"
             )));

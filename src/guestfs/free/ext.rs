@@ -35,7 +35,7 @@ pub(super) fn free<B: Bytes>(bytes: &B, mut ranges: Ranges) -> Result<Found> {
         ));
     }
     // Only who was not shut down can be asleep.
-    if replayed.written().len() > 0 && is_asleep(&filesystem)? {
+    if replayed.written().next().is_some() && is_asleep(&filesystem)? {
         return Ok(Found::Asleep);
     }
     Ok(Found::Free(free))

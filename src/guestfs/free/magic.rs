@@ -2,6 +2,8 @@
 //!
 //! A new filesystem often leaves marks of what was there before. Two of them mean that nobody knows which one the guest
 //! goes by, so all are looked for, also of what is not read here.
+//!
+//! The marks are those of each format's documentation, and what `blkid` was seen to go by.
 
 use super::fat;
 use crate::error::Result;

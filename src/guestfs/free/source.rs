@@ -43,17 +43,19 @@ impl<B: Bytes> Bytes for Source<'_, B> {
 /// What had to be read to learn what is free cannot be free itself: a mount reads it as well.
 pub(super) struct Watched<'a, B> {
     bytes: &'a B,
-    read: Mutex<Vec<Range<u64>>>,
+    /// `None` once that was asked for.
+    read: Mutex<Option<Vec<Range<u64>>>>,
 }
 
 impl<'a, B: Bytes> Watched<'a, B> {
     pub(super) fn new(bytes: &'a B) -> Self {
-        Self { bytes, read: Mutex::new(Vec::new()) }
+        Self { bytes, read: Mutex::new(Some(Vec::new())) }
     }
 
     /// Counts the bytes from `start` to `end` as read.
     pub(super) fn note(&self, start: u64, end: u64) {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(read) = &mut *read else { return };
         match read.last_mut() {
             Some(last) if last.end == start => last.end = end,
             _ if start < end => read.push(start..end),
@@ -61,9 +63,9 @@ impl<'a, B: Bytes> Watched<'a, B> {
         }
     }
 
-    /// A byte that was read and lies in one of `free`, which are in order.
+    /// A byte that was read until now and lies in one of `free`, which are in order. What is read later is not noted.
     pub(super) fn read_in(&self, free: &[Range<u64>]) -> Option<u64> {
-        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
         read.iter().find_map(|read| {
             let next = free.get(free.partition_point(|range| range.end <= read.start))?;
             (next.start < read.end).then_some(next.start.max(read.start))

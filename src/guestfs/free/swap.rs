@@ -1,4 +1,6 @@
 //! Swap space: all of it but its first page, unless the guest sleeps in it.
+//!
+//! Layout: `union swap_header` of the kernel; marks of sleep as uswsusp, the kernel and TuxOnIce write them.
 
 use super::magic::{ASLEEP, PAGES, has};
 use super::ranges::Ranges;

@@ -100,7 +100,7 @@ fn by_gpt(disk: &dyn Bytes, table: &mbr::Table) -> Result<Option<Layout>> {
 fn by_mbr(disk: &dyn Bytes, table: &mbr::Table) -> Result<Option<Layout>> {
     let Some(partitions) = mbr::strict(disk, table)? else { return Ok(None) };
     let keep = Some("boot loaders keep code outside of the partitions of such a disk");
-    Ok(Some(Layout { partitions, tables: vec![0..SECTOR], usable: 0..0, keep }))
+    Ok(Some(Layout { partitions, tables: std::iter::once(0..SECTOR).collect(), usable: 0..0, keep }))
 }
 
 /// Why nothing of the disk can be told.
@@ -126,7 +126,7 @@ fn doubt(disk: &impl Bytes, layout: &Layout) -> Result<Option<String>> {
 fn divided(whole: &Range<u64>, layout: Layout) -> Vec<Slot> {
     let Layout { partitions, tables, usable, keep } = layout;
     let first = partitions.iter().map(|partition| partition.start.0).min().unwrap_or(whole.end);
-    let last = partitions.iter().map(|partition| partition.end().0).max().unwrap_or(0);
+    let last = partitions.iter().map(|partition| partition.end().0).max().unwrap_or(whole.end);
     let gap = |range: Range<u64>| {
         let gap = match range.start {
             start if start >= last => Gap::Behind,

@@ -36,10 +36,7 @@ impl Bytes for Disk {
 /// The first byte says which checksums are made right, the second how long the disk is. Then come pieces: where in
 /// units (two bytes), how many less one (the low seven bits of a byte), and their content, or one byte for all of it.
 pub fn ext4(data: &[u8]) {
-    let [seal, size, pieces @ ..] = data else { return };
-    let mut bytes = vec![0; (usize::from(*size) % 64 + 1) << 16];
-    decode(pieces, &mut bytes);
-    seal_all(*seal, &mut bytes);
+    let Some((_, bytes)) = decoded(data) else { return };
     let disk = Disk { bytes, reads: Cell::new(0) };
     match Replayed::open(&disk) {
         Ok(replayed) => {
@@ -52,6 +49,15 @@ pub fn ext4(data: &[u8]) {
         Err(error) => is_sentence(&error.to_string()),
     }
     answer(Ext4::open(&disk)).inspect(look);
+}
+
+/// The first byte of an input, and the disk that it stands for.
+pub(super) fn decoded(data: &[u8]) -> Option<(u8, Vec<u8>)> {
+    let [seal, size, pieces @ ..] = data else { return None };
+    let mut bytes = vec![0; (usize::from(*size) % 64 + 1) << 16];
+    decode(pieces, &mut bytes);
+    seal_all(*seal, &mut bytes);
+    Some((*seal, bytes))
 }
 
 fn answer<T>(result: cowshed::Result<T>) -> Option<T> {

@@ -11,6 +11,7 @@ mod memory;
 mod builder;
 mod ext4;
 mod fat;
+mod free;
 mod header;
 mod image;
 mod input;
@@ -21,6 +22,7 @@ mod texts;
 
 pub use ext4::{encode_ext4, ext4};
 pub use fat::fat;
+pub use free::free;
 pub use header::header;
 pub use image::image;
 pub use memory::Counting;
@@ -35,9 +37,10 @@ pub const MEMORY: usize = 256 << 20;
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("ext4", ext4),
     ("fat", fat),
+    ("free", free),
     ("header", header),
     ("image", image),
     ("partitions", partitions),

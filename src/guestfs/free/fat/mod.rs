@@ -2,6 +2,8 @@
 //!
 //! There is no checksum, but there are mostly two copies of the table. Both must be the same, every chain must go on in
 //! clusters that are in use, none may share a cluster, and each folder entry must start a chain.
+//!
+//! Layout: Microsoft's FAT specification 1.03; the marks of a mount as Linux 6.1 sets them.
 
 mod boot;
 mod folders;

@@ -35,7 +35,7 @@ impl Header {
     pub(super) fn read(bytes: &impl Bytes) -> Result<Self> {
         let sector = label(bytes)?;
         let at = usize::try_from(u32_at(&sector, 20)).unwrap_or(usize::MAX);
-        if at < 32 || at > SECTOR - 40 {
+        if !(32..=SECTOR - 40).contains(&at) {
             return Err(wrong("its label leads outside of its sector"));
         }
         let id = String::from_utf8_lossy(&sector[at..at + 32]).into_owned();

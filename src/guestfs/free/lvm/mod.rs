@@ -1,4 +1,6 @@
 //! LVM2: a volume group on one physical volume, of linear and striped volumes only.
+//!
+//! Layout: what LVM2 2.03 was seen to write.
 
 mod label;
 mod text;

@@ -3,6 +3,8 @@
 use crate::error::{Error, Result};
 
 const DEEPEST: usize = 8;
+/// Longest name, and how much of a text is said again, in letters.
+const LONGEST: usize = 128;
 
 /// A section: names in their order, each once.
 #[derive(Debug, Default, PartialEq)]
@@ -18,6 +20,7 @@ pub(super) enum Node {
 
 /// What a text holds that breaks its format.
 pub(super) fn wrong(what: impl std::fmt::Display) -> Error {
+    let what: String = what.to_string().chars().take(LONGEST).collect();
     Error::corrupt(format!("the metadata of LVM2 is not what is known here: {what}; leave it as it is"))
 }
 
@@ -116,7 +119,7 @@ impl Parser<'_> {
     fn word(&mut self) -> Result<String> {
         let start = self.at;
         self.skip(|byte| byte.is_ascii_alphanumeric() || b"_-.+".contains(&byte));
-        let word = self.text.get(start..self.at).filter(|word| !word.is_empty());
+        let word = self.text.get(start..self.at).filter(|word| (1..=LONGEST).contains(&word.len()));
         let word = word.and_then(|word| String::from_utf8(word.to_vec()).ok());
         word.ok_or_else(|| wrong(format_args!("there is no name at byte {start}")))
     }
@@ -189,7 +192,9 @@ impl Parser<'_> {
             self.at += 1;
         }
         self.at += 1;
-        String::from_utf8(bytes).map_err(|_| wrong("a text is not UTF-8"))
+        // It may be said again, to a terminal.
+        let text = String::from_utf8(bytes).ok().filter(|text| !text.chars().any(char::is_control));
+        text.ok_or_else(|| wrong("a text is not UTF-8, or has control characters"))
     }
 }
 
@@ -235,7 +240,8 @@ mod tests {
             "a = +1",
             &deep,
             &lists,
-            "a = \"\u{0}\" {",
+            "a = \"\u{7f}\"",
+            &format!("{} = 1", "a".repeat(129)),
         ] {
             let error = parse(text.as_bytes()).expect_err(text);
             assert!(error.to_string().contains("not what is known here"), "{error}");

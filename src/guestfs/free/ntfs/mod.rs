@@ -2,6 +2,8 @@
 //!
 //! There is no checksum, so the bitmap is not believed alone: no record of the master file table may have a cluster
 //! that it calls free. What was mounted, is to be checked, or belongs to a Windows that sleeps, is left whole.
+//!
+//! Layout: the documentation of the Linux-NTFS project; what is refused follows what ntfs-3g refuses to mount.
 
 mod boot;
 mod log;
