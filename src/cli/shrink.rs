@@ -115,7 +115,7 @@ impl Shrink {
             let give_back = format!("cowshed rm {clone} --checkpoint {}", held.number);
             output::line(format!("  checkpoint {} holds {}; {give_back} gives it back", held.number, size(held.bytes)))?;
         }
-        for why in bounded_by {
+        if let Some(why) = bounded_by {
             output::line(format!("  the file is longer than what it holds: {why}"))?;
         }
         Ok(())
