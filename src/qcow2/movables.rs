@@ -11,6 +11,7 @@ use super::walk::raw_entry;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::units::{GuestCluster, HostOffset, SECTOR, index, length};
+use std::cmp::Reverse;
 use std::ops::Range;
 
 /// Moves that are known at once, of 48 bytes each: those of the file's end.
@@ -136,12 +137,12 @@ impl<'a> Closed<'a> {
             }
             found.push(movable);
             if found.len() == 2 * MOST_MOVES {
-                found.select_nth_unstable_by(MOST_MOVES, |one, other| other.from.cmp(&one.from));
+                found.select_nth_unstable_by_key(MOST_MOVES, |movable| Reverse(movable.from));
                 found.truncate(MOST_MOVES);
                 more = true;
             }
         })?;
-        found.sort_unstable_by(|one, other| other.from.cmp(&one.from));
+        found.sort_unstable_by_key(|movable| Reverse(movable.from));
         Ok((found, more))
     }
 

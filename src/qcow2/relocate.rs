@@ -192,18 +192,22 @@ impl<'a> Mover<'a> {
         let Closed { storage, refcounts, .. } = &mut self.closed;
         self.cursor = refcounts.first_zero(HostCluster(self.cursor), *storage)?.0;
         let mut first = self.cursor;
-        'next: while first + count <= before && refcounts.covers(HostCluster(first)) {
-            for cluster in first..first + count {
-                if !refcounts.covers(HostCluster(cluster)) {
+        while first + count <= before {
+            let mut taken = None;
+            for cluster in (first..first + count).map(HostCluster) {
+                if !refcounts.covers(cluster) {
                     return Ok(None);
                 }
-                if refcounts.get(HostCluster(cluster), *storage)? != 0 {
-                    first = refcounts.first_zero(HostCluster(cluster), *storage)?.0;
-                    continue 'next;
+                if refcounts.get(cluster, *storage)? != 0 {
+                    taken = Some(cluster);
+                    break;
                 }
             }
-            (first..first + count).try_for_each(|cluster| self.count(cluster))?;
-            return Ok(Some(first));
+            let Some(taken) = taken else {
+                (first..first + count).try_for_each(|cluster| self.count(cluster))?;
+                return Ok(Some(first));
+            };
+            first = refcounts.first_zero(taken, *storage)?.0;
         }
         Ok(None)
     }

@@ -235,7 +235,7 @@ impl Guest {
     }
 
     pub fn try_write(&self, sector: u64, count: u64) -> cowshed::Result<()> {
-        let word = |begin, sector| begin << 32 | sector << 8 | 0x77;
+        let word = |begin: u64, sector: u64| begin << 32 | sector << 8 | 0x77;
         self.change(sector..sector + count, word, |bytes, at| self.disk.write(bytes, at))
     }
 
@@ -251,7 +251,7 @@ impl Guest {
     /// Lets the base show.
     pub fn uncover(&self, sector: u64, count: u64) {
         let uncover = |bytes: &[u8], at: GuestOffset| {
-            self.disk.drop_to_below([at.0..at.0 + bytes.len() as u64]).map(drop)
+            self.disk.drop_to_below(std::iter::once(at.0..at.0 + bytes.len() as u64)).map(drop)
         };
         self.change(sector..sector + count, |_, sector| BASE | sector, uncover).unwrap();
     }
