@@ -6,8 +6,8 @@
 #[path = "common/cli.rs"]
 mod common;
 
-use common::store::{file_digest, must, qemu_check};
 use common::Shed;
+use common::store::{file_digest, must, qemu_check};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -63,12 +63,10 @@ fn what_a_guest_discards_is_the_hosts_again_while_it_runs() {
     let base = file_digest(&shed.base_disk());
     shed.ok(&["clone", "deb", "web"]);
     let console = shed.path("console");
-    let append = format!(
-        "{} cowshed.run={}",
-        fs::read_to_string(guest.join("cmdline")).unwrap().trim(),
-        base64(JOB)
-    );
-    let [kernel, initrd] = ["vmlinux", "initrd.img"].map(|name| guest.join(name).to_str().unwrap().to_owned());
+    let append =
+        format!("{} cowshed.run={}", fs::read_to_string(guest.join("cmdline")).unwrap().trim(), base64(JOB));
+    let [kernel, initrd] =
+        ["vmlinux", "initrd.img"].map(|name| guest.join(name).to_str().unwrap().to_owned());
     let arguments =
         ["run", "web", "--memory", "512", "--kernel", &kernel, "--initrd", &initrd, "--append", &append];
     let mut child = shed

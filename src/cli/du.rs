@@ -76,7 +76,12 @@ impl Du {
 }
 
 fn base((base, usage): &(Base, Usage)) -> Row {
-    Row { name: format!("{}@{}", base.name, base.version), kind: "base", usage: *usage, reclaimable_bytes: None }
+    Row {
+        name: format!("{}@{}", base.name, base.version),
+        kind: "base",
+        usage: *usage,
+        reclaimable_bytes: None,
+    }
 }
 
 fn reclaimable(store: &Store, clone: &Name, bar: &Bar) -> anyhow::Result<Option<u64>> {
@@ -97,7 +102,8 @@ impl Report {
     fn rows(&self, reclaimable: bool) -> Vec<Vec<String>> {
         let row = |row: &Row| {
             let Usage { own_bytes, shared_bytes, freed_if_deleted } = row.usage;
-            let mut cells = vec![row.name.clone(), size(own_bytes), size(shared_bytes), size(freed_if_deleted)];
+            let mut cells =
+                vec![row.name.clone(), size(own_bytes), size(shared_bytes), size(freed_if_deleted)];
             if reclaimable {
                 cells.push(row.reclaimable_bytes.map(size).unwrap_or_default());
             }

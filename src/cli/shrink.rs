@@ -62,7 +62,9 @@ impl Shrink {
                     }
                     reports.push(json!({ "clone": clone, "state": "done", "shrink": done }));
                 }
-                Err(error) if clones.len() == 1 || error.kind() == Kind::Interrupted => return Err(error.into()),
+                Err(error) if clones.len() == 1 || error.kind() == Kind::Interrupted => {
+                    return Err(error.into());
+                }
                 Err(error) => {
                     sum.failed += 1;
                     let state = if error.kind() == Kind::Busy { "running" } else { "failed" };
@@ -109,11 +111,20 @@ impl Shrink {
             ),
         })?;
         for left in left {
-            output::line(format!("  {} ({} of its own) is left whole: {}", left.what, size(left.own_bytes), left.reason))?;
+            output::line(format!(
+                "  {} ({} of its own) is left whole: {}",
+                left.what,
+                size(left.own_bytes),
+                left.reason
+            ))?;
         }
         for held in checkpoints {
             let give_back = format!("cowshed rm {clone} --checkpoint {}", held.number);
-            output::line(format!("  checkpoint {} holds {}; {give_back} gives it back", held.number, size(held.bytes)))?;
+            output::line(format!(
+                "  checkpoint {} holds {}; {give_back} gives it back",
+                held.number,
+                size(held.bytes)
+            ))?;
         }
         if let Some(why) = bounded_by {
             output::line(format!("  the file is longer than what it holds: {why}"))?;

@@ -63,7 +63,7 @@ pub fn reason(areas: &[Area], what: &str) -> String {
 
 /// Fills ranges with what no filesystem expects.
 pub fn spoil(image: &Image, ranges: &[Range<u64>]) {
-    const GARBAGE: [u8; 1 << 16] = [0xa5; 1 << 16];
+    static GARBAGE: [u8; 1 << 16] = [0xa5; 1 << 16];
     for range in ranges {
         let mut at = range.start;
         while at < range.end {

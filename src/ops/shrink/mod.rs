@@ -106,8 +106,11 @@ fn stopped() -> Error {
 }
 
 fn drop_from(disk: &Disk, found: Found) -> Result<()> {
-    disk.drop_to_below(&mut found.drop.into_iter())?;
-    found.zero.into_iter().try_for_each(|range| disk.write_zeroes(GuestOffset(range.start), range.end - range.start))
+    disk.drop_to_below(found.drop)?;
+    found
+        .zero
+        .into_iter()
+        .try_for_each(|range| disk.write_zeroes(GuestOffset(range.start), range.end - range.start))
 }
 
 /// Why a file did not get as short as what it holds.

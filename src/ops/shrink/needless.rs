@@ -50,6 +50,9 @@ enum Why {
     Zero,
 }
 
+/// Units that nobody needs.
+type Judged = Vec<(Range<u64>, Why)>;
+
 /// A part of the clone's own layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Own {
@@ -109,7 +112,7 @@ impl<'a> Search<'a> {
         if window.is_empty() {
             return Ok(None);
         }
-        let judged: Vec<Result<Vec<(Range<u64>, Why)>>> =
+        let judged: Vec<Result<Judged>> =
             window.par_iter().map_init(Buffers::default, |buffers, own| self.judge(own, buffers)).collect();
         let mut found = Found { own: window.iter().map(|own| span(&own.range)).sum(), ..Found::default() };
         for judged in judged {
@@ -154,8 +157,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn judge(&self, own: &Own, buffers: &mut Buffers) -> Result<Vec<(Range<u64>, Why)>> {
-        let mut judged: Vec<(Range<u64>, Why)> = Vec::new();
+    fn judge(&self, own: &Own, buffers: &mut Buffers) -> Result<Judged> {
+        let mut judged = Judged::new();
         // Units of which something has to be read, as one run.
         let mut unread: Option<Range<u64>> = None;
         let mut at = own.range.start;
@@ -178,7 +181,7 @@ impl<'a> Search<'a> {
         run: Option<Range<u64>>,
         unit: u64,
         buffers: &mut Buffers,
-        judged: &mut Vec<(Range<u64>, Why)>,
+        judged: &mut Judged,
     ) -> Result<()> {
         let Some(run) = run else { return Ok(()) };
         let Buffers { own, below } = buffers;
