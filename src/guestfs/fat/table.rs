@@ -91,7 +91,7 @@ fn entry(width: Width, raw: &[u8], cluster: u32) -> u32 {
     let (value, bad) = match width {
         Width::Twelve => {
             let pair = u32::from(u16_at(raw, at + at / 2));
-            (if at % 2 == 0 { pair & 0xfff } else { pair >> 4 }, 0xff7)
+            (if at.is_multiple_of(2) { pair & 0xfff } else { pair >> 4 }, 0xff7)
         }
         Width::Sixteen => (u32::from(u16_at(raw, at * 2)), 0xfff7),
         Width::ThirtyTwo => (u32_at(raw, at * 4) & 0x0fff_ffff, 0x0fff_fff7),
@@ -113,7 +113,7 @@ fn put(width: Width, raw: &mut [u8], cluster: u32, next: u32) {
         Width::Twelve => {
             let place = at + at / 2;
             let (old, new) = (u32::from(u16_at(raw, place)), next & 0xfff);
-            (place, 2, if at % 2 == 0 { old & 0xf000 | new } else { old & 0xf | new << 4 })
+            (place, 2, if at.is_multiple_of(2) { old & 0xf000 | new } else { old & 0xf | new << 4 })
         }
         Width::Sixteen => (at * 2, 2, next & 0xffff),
         Width::ThirtyTwo => (at * 4, 4, u32_at(raw, at * 4) & 0xf000_0000 | next & 0x0fff_ffff),
