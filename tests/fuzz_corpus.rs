@@ -147,6 +147,10 @@ fn small_fat(size: u64, arguments: &[&str]) -> Vec<u8> {
     };
     std::fs::File::create(&image).unwrap().set_len(size).unwrap();
     run(Command::new("mkfs.vfat").args(["-i", "c0ffee00"]).args(arguments).arg(&image));
+    if arguments.contains(&"32") {
+        // So small a one mtools does not take.
+        return std::fs::read(&image).unwrap();
+    }
     std::fs::write(&text, "text ".repeat(500)).unwrap();
     let mtools = |name: &str| {
         let mut command = Command::new(name);

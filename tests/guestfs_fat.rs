@@ -21,9 +21,9 @@ const KINDS: [(u64, &[&str]); 6] = [
     (512, &["-F", "12"]),
     (2048, &["-F", "12", "-s", "8", "-f", "1"]),
     (8192, &["-F", "16", "-s", "2", "-n", "LABEL"]),
-    (4096, &["-F", "16", "-S", "1024", "-s", "1"]),
+    (8192, &["-F", "16", "-S", "1024", "-s", "1"]),
     (40_960, &["-F", "32", "-s", "1", "-n", "ESP"]),
-    (20_480, &["-F", "32", "-s", "1", "-S", "512", "-R", "40"]),
+    (40_960, &["-F", "32", "-s", "1", "-f", "1", "-R", "40"]),
 ];
 const NAMES: [&str; 14] = [
     "EFI",
@@ -334,7 +334,7 @@ fn damage_anywhere_ends_in_an_answer_or_a_sentence() {
 #[test]
 fn what_is_no_fat_is_no_fat() {
     let fat = Fat::new(512, &["-F", "12"]);
-    for at in [0, 510, 11, 13, 16, 21, 38] {
+    for at in [0, 510, 12, 13, 16, 21, 38] {
         let other = fat.copy();
         other.poke(at, |_| 0);
         assert_eq!(Reader::open(&other).map(|_| ()).unwrap_err().kind(), Kind::Invalid, "byte {at}");

@@ -65,7 +65,11 @@ pub(super) fn renumbered(file: &File, users: &Map, groups: &Map) -> Option<File>
 
 /// A list of access, as `getxattr` gives it, with other numbers; sorted by them, as it was.
 fn list_with(list: &[u8], users: &Map, groups: &Map) -> Vec<u8> {
-    let Some((head, entries)) = list.split_first_chunk::<4>() else { return list.to_vec() };
+    let Some((head, entries)) =
+        list.split_first_chunk::<4>().filter(|(_, rest)| rest.len().is_multiple_of(8))
+    else {
+        return list.to_vec();
+    };
     let mut entries: Vec<(u16, u32, Vec<u8>)> = entries
         .chunks(8)
         .map(|entry| {
