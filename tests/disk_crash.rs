@@ -88,6 +88,11 @@ fn some_workload(layout: &Layout, done: impl Fn(&Effect) -> bool) -> bool {
 fn the_special_layouts_do_what_they_are_there_for() {
     let header = |effect: &Effect| matches!(effect, Effect::Write(at, _) if at.0 == 48);
     assert!(some_workload(&layouts::growing(), header), "no refcount table grows");
+    let adding = layouts::adding();
+    let table = u64::from_be_bytes(adding.image[48..56].try_into().unwrap());
+    let in_table = |effect: &Effect| matches!(effect, Effect::Write(at, _) if at.0 / 512 == table / 512);
+    assert!(some_workload(&adding, in_table), "no refcount block is added");
+    assert!(!some_workload(&adding, header), "its refcount table grows");
     let on_demand = layouts::qemus().into_iter().find(|layout| layout.name.contains("on demand")).unwrap();
     let l1 = u64::from_be_bytes(on_demand.image[40..48].try_into().unwrap());
     let in_l1 = |effect: &Effect| matches!(effect, Effect::Write(at, _) if at.0 / 512 == l1 / 512);

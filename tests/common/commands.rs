@@ -11,6 +11,7 @@ use cowshed::ops::gc::gc;
 use cowshed::ops::import::{ImportRequest, import, promote};
 use cowshed::ops::merge::rules::Rules;
 use cowshed::ops::rebase::{MergeSettings, RebaseRequest, Strategy, rebase, rebase_waiting};
+use cowshed::ops::shrink::shrink;
 use cowshed::ops::verify::reseal;
 use cowshed::storage::Watch;
 use cowshed::store::{Access, BaseRef, Canary, CloneOptions, DiskFormat, Name, Store, Target};
@@ -174,7 +175,7 @@ fn repair(place: &Place) -> Result<()> {
 /// All commands.
 pub fn all() -> Vec<Command> {
     type Run = fn(&Place) -> Result<()>;
-    let table: [(&'static str, Option<Kind>, Run); 39] = [
+    let table: [(&'static str, Option<Kind>, Run); 40] = [
         ("first import", Some(Kind::Exists), |p| p.import("one.raw", "base")),
         ("import", Some(Kind::Exists), |p| p.import("two.raw", "second")),
         ("import qcow2", Some(Kind::Exists), |p| p.import("three.qcow2", "third")),
@@ -212,6 +213,7 @@ pub fn all() -> Vec<Command> {
         ("promote", None, |p| promote(&p.store()?, &name("c"), &name("lines"), &Silent).map(drop)),
         ("gc", None, |p| p.gc("first")),
         ("gc of a version between others", None, |p| p.gc("middle")),
+        ("shrink", None, |p| shrink(&p.store()?, &name("worn"), &Silent).map(drop)),
         ("rebase --strategy keep", None, |p| p.rebase("c", "lines", Strategy::Keep)),
         ("rebase --strategy replace", None, |p| p.rebase("c", "lines", Strategy::Replace)),
         ("rebase --strategy merge", None, |p| p.rebase("e", "os", Strategy::Merge)),
@@ -324,7 +326,7 @@ pub fn everything() -> Built {
     place.import("two.raw", "lone").unwrap();
     place.import("two.raw", "moved").unwrap();
     let store = place.store().unwrap();
-    let names = ["a", "b", "touched", "leaky"].map(name);
+    let names = ["a", "b", "touched", "leaky", "worn"].map(name);
     store.create_clones(&base_ref("base"), &names, &CloneOptions::default()).unwrap();
     place.import("two.raw", "lines").unwrap();
     store.create_clones(&base_ref("lines"), &["c", "d"].map(name), &CloneOptions::default()).unwrap();
@@ -349,6 +351,7 @@ pub fn everything() -> Built {
     store.restore(&name("a"), 1, false).unwrap();
     write(&store, "a", 7, 120_000);
     write(&store, "b", 4, 0);
+    wear(&store);
     write(&store, "touched", 5, 0);
     store.checkpoint(&name("touched"), None).unwrap();
     place.export(Target::Clone(name("b")), "../three.qcow2", DiskFormat::Qcow2, false).unwrap();
@@ -373,6 +376,15 @@ pub fn versions() -> Built {
     fs::write(built.path().join("last.raw"), last).unwrap();
     place.import_as("last.raw", "middle", true).unwrap();
     built
+}
+
+/// A clone whose file begins with what the base has as well, and ends with bytes of its own.
+fn wear(store: &Store) {
+    let open = store.open_clone(&name("worn"), Access::Write).unwrap();
+    open.disk.write(&sample(SIZE)[..150_000], GuestOffset(0)).unwrap();
+    open.disk.flush().unwrap();
+    open.disk.write(&[7; 9000], GuestOffset(160_000)).unwrap();
+    open.close().unwrap();
 }
 
 /// As a restored backup has other times.

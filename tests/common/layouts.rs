@@ -189,8 +189,15 @@ pub fn qemus() -> Vec<Layout> {
         .into_iter()
         .map(|layout| if holes.contains(&layout.name.as_str()) { layout } else { layout.stale() })
         .collect();
-    layouts.push(growing());
+    layouts.extend([adding(), growing()]);
     layouts
+}
+
+/// An image whose refcount blocks are full and whose refcount table is not: 64 clusters of 512 bytes for each block.
+pub fn adding() -> Layout {
+    let create = create_by_qemu("refcount_bits=64,cluster_size=512", "400k");
+    let fill = "io t.qcow2 write -P 1 0 212k";
+    Layout::qemus("refcount blocks are added", &[&create, fill, "img snapshot -q -c one t.qcow2"]).costing(4)
 }
 
 /// An image whose refcount table is nearly full: 64 blocks for 64 clusters of 512 bytes each. Its snapshot shares
