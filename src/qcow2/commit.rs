@@ -204,22 +204,15 @@ impl Image {
     }
 
     fn write_in_order(&self, writer: &Writer, slices: &[Snapshot], l1: &BTreeSet<usize>) -> Result<()> {
-        // An L1 entry that an earlier, failed commit may have written counts as durable.
-        let unsent: BTreeSet<usize> = l1.difference(&writer.l1_sent.lock()).copied().collect();
-        let is_new =
-            |snapshot: &&Snapshot| unsent.contains(&self.rules.geometry.slice_place(snapshot.slice.index).0);
-        let (new, old): (Vec<_>, Vec<_>) = slices.iter().partition(is_new);
-        let mut first = writer.allocator.lock().write(&self.storage)?;
-        first |= !new.is_empty();
-        self.write_slices(&new)?;
-        if writer.written.take() || first {
+        let counted = writer.allocator.lock().write(&self.storage)?;
+        if writer.written.take() || counted {
             self.sync(writer)?;
         }
-        if old.is_empty() && l1.is_empty() {
+        if slices.is_empty() && l1.is_empty() {
             return Ok(());
         }
-        self.write_slices(&old)?;
-        writer.l1_sent.lock().extend(l1);
+        // A table that no durable L1 entry points to was written whole when it was made, before that sync.
+        self.write_slices(slices)?;
         for l1_index in l1 {
             let word = self.l1[*l1_index].load(Ordering::Acquire);
             self.put(
@@ -228,13 +221,11 @@ impl Image {
                 "writing the L1 table",
             )?;
         }
-        self.sync(writer)?;
-        writer.l1_sent.lock().clear();
-        Ok(())
+        self.sync(writer)
     }
 
     /// Writes slices, neighbours in one go.
-    fn write_slices(&self, snapshots: &[&Snapshot]) -> Result<()> {
+    fn write_slices(&self, snapshots: &[Snapshot]) -> Result<()> {
         let mut pending: Option<(HostOffset, Vec<u8>)> = None;
         for snapshot in snapshots {
             let (l1_index, within) = self.rules.geometry.slice_place(snapshot.slice.index);

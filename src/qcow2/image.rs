@@ -42,8 +42,6 @@ pub(super) struct Writer {
     pub(super) allocator: Mutex<Allocator>,
     /// L1 entries that are not yet on disk. Held while an entry changes.
     pub(super) l1_dirty: Mutex<BTreeSet<usize>>,
-    /// L1 entries that a commit began to write and has not seen durable.
-    pub(super) l1_sent: Mutex<BTreeSet<usize>>,
     /// Clusters of the image's own structures.
     pub(super) metadata: Metadata,
     pub(super) frees: Mutex<Frees>,
@@ -241,7 +239,6 @@ impl Writer {
             metadata: allocator.metadata(),
             allocator: Mutex::new(allocator),
             l1_dirty: Mutex::default(),
-            l1_sent: Mutex::default(),
             frees: Mutex::default(),
             written: Written::default(),
             commit: Commit::default(),
