@@ -6,7 +6,7 @@ use std::fmt::Write;
 /// All commands, by what they are for.
 const GROUPS: [(&str, &[&str]); 7] = [
     ("Images", &["import", "export"]),
-    ("Clones", &["clone", "rename", "rm"]),
+    ("Clones", &["clone", "resize", "rename", "rm"]),
     ("Look", &["list", "tree", "info", "map", "diff", "path"]),
     ("Update", &["promote", "rebase", "undo", "gc"]),
     ("Go back", &["checkpoint", "checkpoints", "restore"]),

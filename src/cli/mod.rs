@@ -26,6 +26,7 @@ mod progress;
 mod promote;
 mod rebase;
 mod rename;
+mod resize;
 mod restore;
 mod rm;
 mod run;
@@ -71,6 +72,7 @@ enum Command {
     Restore(restore::Restore),
     Promote(promote::Promote),
     Rebase(rebase::Rebase),
+    Resize(resize::Resize),
     Undo(undo::Undo),
     Gc(gc::Gc),
     Check(check::Check),
@@ -104,6 +106,7 @@ impl Command {
             Self::Restore(command) => command.run(context),
             Self::Promote(command) => command.run(context),
             Self::Rebase(command) => command.run(context),
+            Self::Resize(command) => command.run(context),
             Self::Undo(command) => command.run(context),
             Self::Gc(command) => command.run(context),
             Self::Check(command) => command.run(context),

@@ -27,6 +27,7 @@ mod references;
 mod repair;
 mod replay;
 mod report;
+mod resize;
 mod snapshots;
 mod table_uses;
 mod tables;
@@ -46,6 +47,7 @@ pub use image::Image;
 pub use log::LogPlace;
 pub use repair::repair;
 pub use report::CheckReport;
+pub use resize::shrink;
 
 /// How an image is opened.
 #[derive(Clone, Copy, Debug)]
