@@ -56,6 +56,8 @@ pub struct Shown {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShownClone {
     pub base: String,
+    /// What its manifest says, which is its disk's.
+    pub size: u64,
     pub labels: BTreeMap<String, String>,
     pub content: String,
     /// By number: parent, note, and digest of the content.
@@ -119,6 +121,7 @@ fn shown_clone(store: &Store, clone: &cowshed::store::Clone) -> Result<ShownClon
     }
     Ok(ShownClone {
         base: clone.base.to_string(),
+        size: clone.size,
         labels: clone.labels.clone(),
         content,
         checkpoints,

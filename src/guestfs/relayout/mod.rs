@@ -9,12 +9,14 @@ mod mbr;
 
 use super::partitions::{Bytes, Partition, PartitionKind};
 use crate::error::{Error, Result};
-use crate::units::{GuestOffset, MIB, SECTOR, index};
+use crate::units::{GuestOffset, KIB, MIB, SECTOR, index};
 
 pub(crate) use content::Content;
 
 /// Partitions begin and end at multiples of this.
-pub(crate) const GRAIN: u64 = MIB;
+const GRAIN: u64 = MIB;
+/// And a disk without partitions at multiples of this.
+const BARE_GRAIN: u64 = 4 * KIB;
 
 /// Bytes to be written, and where.
 pub(crate) type Writes = Vec<(GuestOffset, Vec<u8>)>;
@@ -84,8 +86,8 @@ impl Table {
     /// The least size of a disk whose partitions end before byte `end`.
     pub(crate) fn least(&self, end: u64) -> u64 {
         match self {
-            Self::None | Self::Mbr(_) => end.next_multiple_of(GRAIN),
-            Self::Gpt(gpt) => (end + gpt.reserve()).next_multiple_of(GRAIN),
+            Self::None | Self::Mbr(_) => end.next_multiple_of(self.grain()),
+            Self::Gpt(gpt) => (end + gpt.reserve()).next_multiple_of(self.grain()),
         }
     }
 
@@ -94,6 +96,14 @@ impl Table {
         match self {
             Self::None => size,
             _ => self.room(size) / GRAIN * GRAIN,
+        }
+    }
+
+    /// What lies last ends at a multiple of this.
+    pub(crate) fn grain(&self) -> u64 {
+        match self {
+            Self::None => BARE_GRAIN,
+            Self::Gpt(_) | Self::Mbr(_) => GRAIN,
         }
     }
 

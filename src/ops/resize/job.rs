@@ -4,7 +4,7 @@ use super::disk::{Layout, named};
 use super::{Changed, Minimum, Resized};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::guestfs::relayout::{Content, GRAIN, Slot};
+use crate::guestfs::relayout::{Content, Slot};
 use crate::guestfs::{ExtResize, SharedDisk, Verdict, Window, fsck};
 use crate::units::GuestOffset;
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ impl Job<'_> {
     pub(super) fn smaller(&self, size: Option<u64>, mut done: Resized) -> Result<Resized> {
         let layout = Layout::read(&self.first(self.from)?)?;
         let Some((slot, content)) = layout.last() else {
-            let least = layout.table.least(GRAIN);
+            let least = layout.table.least(layout.table.grain());
             return self.cut_room(&layout, size, least, "its partition table".to_owned(), done);
         };
         let end = slot.partition.end().0;
@@ -150,7 +150,8 @@ impl Job<'_> {
         let found = || Ok((begun.least()?, begun.used()?));
         let (least, used) = found().map_err(|error: Error| error.at(ext))?;
         let start = ext.slot.partition.start.0;
-        let end = (start.saturating_add(least)).next_multiple_of(GRAIN).max(layout.others_end());
+        let end =
+            (start.saturating_add(least)).next_multiple_of(layout.table.grain()).max(layout.others_end());
         let bytes = layout.table.least(end).min(self.from);
         Ok(Minimum { bytes, bound_by: ext.to_string(), used: Some(used) })
     }
