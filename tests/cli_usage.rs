@@ -8,7 +8,7 @@ use common::{Shed, one_line, program};
 use std::fs;
 use std::process::{Command, Stdio};
 
-const COMMANDS: [&str; 27] = [
+const COMMANDS: [&str; 28] = [
     "import",
     "export",
     "clone",
@@ -29,6 +29,7 @@ const COMMANDS: [&str; 27] = [
     "restore",
     "gc",
     "shrink",
+    "resize",
     "check",
     "verify",
     "mount",

@@ -153,6 +153,15 @@ pub trait Device: Send + Sync {
     /// Passed to the caller of `fsync`.
     fn flush(&self) -> io::Result<()>;
 
+    /// Another length for the file, by `truncate(2)`; from then on [`Device::stat`] tells it. Most disks have one length.
+    ///
+    /// # Errors
+    /// Passed to the caller; `EPERM` unless the device can do it.
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let _ = len;
+        Err(io::Error::from_raw_os_error(libc::EPERM))
+    }
+
     /// The run of data or hole that starts at `at`, which is less than the size.
     ///
     /// # Errors

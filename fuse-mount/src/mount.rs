@@ -267,6 +267,18 @@ impl Mount {
         self.stopper.clone()
     }
 
+    /// Takes the mount out of its directory, so that nobody else finds it and nothing stays of it when this process is
+    /// killed. What is open stays open and is served; [`Mount::wait`] returns when the last of it is closed.
+    ///
+    /// Who serves a mount and uses it too may never end when it is killed at the wrong moment: another process should be
+    /// the user.
+    ///
+    /// # Errors
+    /// [`Error::Detach`] and what the helper says.
+    pub fn hide(&self) -> Result<()> {
+        detach(self.dir(), true)
+    }
+
     /// Waits until the mount is gone, by [`Stopper::stop`] or from outside, every file is durable and every device
     /// dropped.
     ///

@@ -73,6 +73,22 @@ fn wait_returns_after_umount_from_outside_with_everything_flushed_and_dropped() 
 }
 
 #[test]
+fn a_hidden_mount_is_found_by_nobody_and_ends_with_the_last_open_file() {
+    let mut view = TestView::new();
+    view.memory.add("clones/a.raw", 4096);
+    let file = view.writable("clones/a.raw");
+    view.mount.as_ref().unwrap().hide().unwrap();
+    assert!(!is_mounted(view.dir()) && fs::read_dir(view.dir()).unwrap().next().is_none());
+    file.write_all_at(b"hidden", 7).unwrap();
+    // Another process that was given the file sees it, too.
+    let mut child = Command::new("od");
+    let output = child.args(["-c", "/proc/self/fd/0"]).stdin(file.try_clone().unwrap()).output().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().contains("h   i   d   d   e   n"));
+    drop((child, file));
+    view.mount.take().unwrap().wait().unwrap();
+}
+
+#[test]
 fn a_lazy_unmount_serves_open_files_until_they_are_closed() {
     let mut view = TestView::new();
     let disk = view.memory.add("clones/a.raw", 4096);

@@ -9,7 +9,7 @@ const GROUPS: [(&str, &[&str]); 8] = [
     ("Clones", &["clone", "rename", "rm"]),
     ("Look", &["list", "tree", "info", "du", "map", "diff", "path"]),
     ("Update", &["promote", "rebase", "undo", "gc"]),
-    ("Give back", &["shrink"]),
+    ("Space", &["shrink", "resize"]),
     ("Go back", &["checkpoint", "checkpoints", "restore"]),
     ("Trust", &["check", "verify"]),
     ("Use", &["mount", "umount", "run"]),

@@ -27,6 +27,7 @@ mod progress;
 mod promote;
 mod rebase;
 mod rename;
+mod resize;
 mod restore;
 mod rm;
 mod run;
@@ -74,6 +75,7 @@ enum Command {
     Restore(restore::Restore),
     Promote(promote::Promote),
     Rebase(rebase::Rebase),
+    Resize(resize::Resize),
     Undo(undo::Undo),
     Gc(gc::Gc),
     Shrink(shrink::Shrink),
@@ -109,6 +111,7 @@ impl Command {
             Self::Restore(command) => command.run(context),
             Self::Promote(command) => command.run(context),
             Self::Rebase(command) => command.run(context),
+            Self::Resize(command) => command.run(context),
             Self::Undo(command) => command.run(context),
             Self::Gc(command) => command.run(context),
             Self::Shrink(command) => command.run(context),

@@ -5,9 +5,9 @@ use crate::store::Name;
 use clap::Args;
 use std::process::ExitCode;
 
-/// Take back the last rebase of a clone.
+/// Take back the last rebase or resize of a clone.
 ///
-/// The clone is what it was before, on the base version that it stood on. What it is now becomes a checkpoint, so that
+/// The clone is what it was before, on the base version that it stood on and with the size that it had. What it is now becomes a checkpoint, so that
 /// nothing written since is lost. It must not be open anywhere.
 #[derive(Args, Debug)]
 pub(super) struct Undo {

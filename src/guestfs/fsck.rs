@@ -6,28 +6,14 @@
 
 use super::edit::{Answer, Limits, Line, Mode, Peer};
 use super::partitions::Bytes;
-use crate::error::{Error, Kind, Result};
-use crate::units::{GIB, GuestOffset, MIB, index};
+use super::tool::{Ended, Tool};
+use crate::error::{Error, Result};
+use crate::units::{GuestOffset, MIB, index};
 use crate::zero::is_zero;
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
-    RulesetCreatedAttr, RulesetError,
-};
-use nix::sys::resource::{Resource, setrlimit};
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-const ADDRESS_SPACE: u64 = 16 * GIB;
-/// Seconds of processor time: some, and one for each of these bytes of the filesystem's place.
-const CPU_SECONDS: u64 = 300;
-const CPU_BYTES: u64 = GIB;
-/// More of what `e2fsck` says is thrown away.
-const WORDS: usize = 4000;
 const PIECE: u64 = MIB;
 const GRAIN: usize = 4096;
 
@@ -116,70 +102,13 @@ impl Peer for Scan<'_> {
     }
 }
 
-/// Runs `e2fsck` on `file`, confined: it reads that file and the system's own, and writes nothing.
+/// What `e2fsck` says of `file`, which it reads and does not write.
 fn judge(file: &File, size: u64) -> Result<Verdict> {
-    let cannot = |error| Error::io("cannot start e2fsck", error);
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin";
-    let mut command = Command::new("e2fsck");
-    command.args(["-fn", "/proc/self/fd/0"]).env_clear().env("PATH", path).env("LC_ALL", "C");
-    command.current_dir("/").stdin(Stdio::from(file.try_clone().map_err(cannot)?)).stderr(Stdio::piped());
-    let mut rules = Some(rules(file).map_err(|error| cannot(io::Error::other(error)))?);
-    let cpu = CPU_SECONDS + size / CPU_BYTES;
-    // SAFETY: `confine` only makes system calls that are safe between fork and exec; it allocates nothing.
-    unsafe { command.pre_exec(move || confine(cpu, rules.take())) };
-    let output = command.stdout(Stdio::piped()).output().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Error::new(
-            Kind::NotFound,
-            "e2fsck is needed to check the filesystem: install the package e2fsprogs",
-        ),
-        _ => cannot(error),
-    })?;
-    let said = [output.stdout, output.stderr].concat();
-    let words = super::edit::printed(&String::from_utf8_lossy(&said[..said.len().min(WORDS)]));
-    match output.status.code() {
-        Some(0) => Ok(Verdict::Clean),
+    let tool = Tool { program: "e2fsck", arguments: &["-fn"], file, below: None, size, writes: false };
+    let Ended { code, words } = tool.run(&|| false)?;
+    match code {
+        0 => Ok(Verdict::Clean),
         // 1 and 2: it would have repaired; 4: it left errors; 8: it could not even begin.
-        Some(1..16) => Ok(Verdict::Damaged(words)),
-        _ => Err(Error::new(Kind::Io, format!("e2fsck did not end well ({}): {words}", output.status))),
+        _ => Ok(Verdict::Damaged(words)),
     }
-}
-
-/// Runs in the child before `e2fsck` does.
-fn confine(cpu: u64, rules: Option<RulesetCreated>) -> io::Result<()> {
-    // SAFETY: plain system calls on numbers.
-    unsafe {
-        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
-            || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
-        {
-            return Err(io::Error::last_os_error());
-        }
-        // Not everybody may, and the limits below hold all the same.
-        if libc::unshare(libc::CLONE_NEWNET) != 0 {
-            libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET);
-        }
-    }
-    setrlimit(Resource::RLIMIT_AS, ADDRESS_SPACE, ADDRESS_SPACE)?;
-    setrlimit(Resource::RLIMIT_CPU, cpu, cpu + 10)?;
-    setrlimit(Resource::RLIMIT_FSIZE, 0, 0)?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    if let Some(rules) = rules {
-        // That the kernel has only a part of it is no error.
-        rules.restrict_self().map_err(|_| io::Error::from_raw_os_error(libc::EPERM))?;
-    }
-    Ok(())
-}
-
-fn rules(file: &File) -> std::result::Result<RulesetCreated, RulesetError> {
-    let read = AccessFs::from_read(ABI::V5);
-    let mut rules = Ruleset::default()
-        .handle_access(AccessFs::from_all(ABI::V5))?
-        .handle_access(AccessNet::BindTcp | AccessNet::ConnectTcp)?
-        .create()?
-        .add_rule(PathBeneath::new(file.as_fd(), AccessFs::ReadFile))?;
-    for folder in ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/proc", "/nix", "/gnu"] {
-        if let Ok(folder) = PathFd::new(folder) {
-            rules = rules.add_rule(PathBeneath::new(folder, read))?;
-        }
-    }
-    Ok(rules)
 }

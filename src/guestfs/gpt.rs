@@ -132,7 +132,7 @@ fn parse_header(disk: &dyn Bytes, sector: u64, lba: u64, bytes: &[u8]) -> Option
 }
 
 /// The checksum is computed with its own field as zeros.
-fn header_crc(header: &[u8]) -> u32 {
+pub(super) fn header_crc(header: &[u8]) -> u32 {
     let mut copy = header.to_vec();
     if let Some(field) = copy.get_mut(16..20) {
         field.fill(0);

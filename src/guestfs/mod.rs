@@ -6,17 +6,23 @@
 mod bits;
 pub mod edit;
 pub mod ext4;
+mod ext_resize;
 pub mod fat;
 pub mod free;
 mod fsck;
 mod gpt;
 mod mbr;
 pub mod partitions;
+pub(crate) mod relayout;
+mod served;
 pub mod swap;
 mod time;
+mod tool;
 mod window;
 
+pub(crate) use ext_resize::ExtResize;
 pub use fsck::{Verdict, fsck};
 pub use partitions::{Partition, PartitionKind, partitions, places};
+pub(crate) use served::SharedDisk;
 pub use time::Time;
 pub use window::Window;

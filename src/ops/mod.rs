@@ -11,6 +11,7 @@ pub mod merge;
 mod mounted;
 mod newfile;
 pub mod rebase;
+pub mod resize;
 mod scan;
 pub mod shrink;
 mod source;

@@ -212,6 +212,8 @@ const fn is_same(one: &[u8], other: &[u8]) -> bool {
 pub(super) const L1_TABLE_FIELD: HostOffset = place_of("l1_table_offset", RawHeader::ROWS);
 /// The refcount table's place, and behind it its clusters: the 12 bytes that switch to another table.
 pub(super) const REFCOUNT_TABLE_FIELD: HostOffset = place_of("refcount_table_offset", RawHeader::ROWS);
+/// The size of the virtual disk.
+pub(super) const SIZE_FIELD: HostOffset = place_of("virtual_size", RawHeader::ROWS);
 /// The incompatible feature bits.
 pub(super) const INCOMPATIBLE_FIELD: HostOffset = place_of("incompatible_features", RawHeader::ROWS);
 /// The autoclear feature bits.

@@ -30,6 +30,7 @@ mod relocate;
 mod repair;
 mod replay;
 mod report;
+mod resize;
 mod snapshots;
 mod table_uses;
 mod tables;
@@ -51,6 +52,7 @@ pub use image::Image;
 pub use log::LogPlace;
 pub use repair::repair;
 pub use report::CheckReport;
+pub use resize::shrink;
 
 /// How an image is opened.
 #[derive(Clone, Copy, Debug)]

@@ -80,7 +80,8 @@ impl Store {
         let held = self.hold(name)?;
         let below: Vec<u32> = self.line_of(&held.folder, held.stands_on.checkpoint())?;
         let last = self.checkpoints(name)?.into_iter().rev().find_map(|checkpoint| {
-            checkpoint.before.filter(|_| !below.contains(&checkpoint.number)).zip(Some(checkpoint.number))
+            let place = below.iter().position(|number| *number == checkpoint.number);
+            checkpoint.before.filter(|before| held.can_take_back(*before, place)).zip(Some(checkpoint.number))
         });
         let (operation, restored) = last.ok_or_else(|| {
             let hint = format!("`cowshed checkpoints {name}` shows what it can go back to");
@@ -248,6 +249,21 @@ impl Held {
         Err(Error::new(Kind::Busy, format!("the change of clone {} is done, but {hint}", self.name)))
     }
 
+    /// Whether going back to a checkpoint takes the operation back that made it; `place` counts the checkpoints that the
+    /// present state stands on, itself not counted.
+    ///
+    /// A rebase leaves its checkpoint beside the present state. A resize stands on it, with another size.
+    fn can_take_back(&self, operation: Operation, place: Option<usize>) -> bool {
+        match (operation, place) {
+            (Operation::Rebase, place) => place.is_none(),
+            (Operation::Resize, None) => false,
+            (Operation::Resize, Some(place)) => {
+                let layers = self.chain.layers.get(place..place + 2).unwrap_or_default();
+                layers.windows(2).any(|two| two[0].size() != two[1].size())
+            }
+        }
+    }
+
     fn numbers(&self) -> Result<Vec<u32>> {
         finished(&self.folder).map_err(|error| cannot_change(&self.name, error))
     }
@@ -261,12 +277,12 @@ impl Held {
             .ok_or_else(|| Error::invalid(format!("clone {} has no checkpoint number left", self.name)))
     }
 
-    fn size(&self) -> Result<u64> {
+    pub(super) fn size(&self) -> Result<u64> {
         top_size(&self.chain)
     }
 
     /// One more layer comes on top of `depth` layers.
-    fn refuse_depth(&self, depth: usize) -> Result<()> {
+    pub(super) fn refuse_depth(&self, depth: usize) -> Result<()> {
         if depth < DEPTH_MAX {
             return Ok(());
         }
@@ -335,9 +351,9 @@ impl Held {
     /// Puts the disk that is staged in `staged`, durable, in the active file's place: the commit. It stands on `base`.
     pub(super) fn put_active(&self, staged: &Folder, base: &BaseId, size: u64) -> Result<()> {
         let cannot = |error| cannot_change(&self.name, error);
-        let other = *base != self.manifest.base;
+        let other = *base != self.manifest.base || size != self.manifest.size;
         if other {
-            // From here on the header of the disk decides which base it is.
+            // From here on the header of the disk decides which base it is, and how large.
             let between = CloneManifest { next: Some(base.clone()), ..self.manifest.clone() };
             self.folder.replace_small(CLONE_FILE, &manifest::bytes(&between)?).map_err(cannot)?;
         }
@@ -347,10 +363,8 @@ impl Held {
             let after = CloneManifest { base: base.clone(), next: None, size, ..self.manifest.clone() };
             // The change is made; the next one of this clone tidies up what fails here.
             self.folder.replace_small(CLONE_FILE, &manifest::bytes(&after)?).map_err(|error| {
-                Error::io(
-                    format!("clone {} is on {base} now, but its manifest is not written", self.name),
-                    error,
-                )
+                let what = format!("clone {} is on {base} now, with {size} bytes", self.name);
+                Error::io(format!("{what}, but its manifest is not written"), error)
             })?;
             // What waited does not count any more; what cannot be removed now goes with the next change.
             let _ = waiting::forget_of_other(&self.folder, base);
@@ -399,7 +413,7 @@ fn checkpoint_of(number: u32, manifest: CheckpointManifest) -> Checkpoint {
     Checkpoint { number, parent, base, note, before, created }
 }
 
-fn checkpoint_backing(number: u32) -> BackingName {
+pub(super) fn checkpoint_backing(number: u32) -> BackingName {
     BackingName { file: checkpoint_disk(number), format: Some("qcow2".to_owned()) }
 }
 

@@ -122,7 +122,7 @@ impl Store {
             let file = open_locked(folder, CLONE_DISK, way, &place, locks)?;
             let opened = file.file().metadata().map_err(cannot)?.ino();
             let image = self.active_image(folder, file, way).map_err(|error| error.at(&place))?;
-            manifest.settle(image.identity());
+            manifest.settle(image.identity(), image.virtual_size());
             let Err(error) = check_identity(&image, &manifest.base) else { return Ok((image, manifest)) };
             // A rebase may have come between the two readings: then one of them shows it by now.
             tries -= 1;

@@ -212,7 +212,7 @@ impl Store {
             let file = self.clone_folder(name)?.file(CLONE_DISK, FileAccess::Read);
             let file = file.map_err(|error| Error::io(format!("cannot open clone {name}"), error))?;
             let header = qcow2::Header::read(&file).map_err(|error| error.at(format!("clone {name}")))?;
-            manifest.settle(header.identity.as_ref());
+            manifest.settle(header.identity.as_ref(), header.geometry.virtual_size);
         }
         Ok(manifest)
     }

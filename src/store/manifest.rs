@@ -53,7 +53,8 @@ pub(super) struct BaseManifest {
 pub(super) struct CloneManifest {
     pub(super) manifest: u32,
     pub(super) base: BaseId,
-    /// Set while the clone is put on another base: the header of its disk says which of the two holds.
+    /// Set while the clone's disk becomes one on another base, or of another size: the header of the disk says which of
+    /// the two holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) next: Option<BaseId>,
     pub(super) size: u64,
@@ -112,12 +113,13 @@ pub(super) trait Valid: DeserializeOwned + Serialize {
 }
 
 impl CloneManifest {
-    /// Decides which base holds while the clone is put on another one: the one that the header of its disk names.
-    pub(super) fn settle(&mut self, header: Option<&Identity>) {
+    /// Decides which base and which size hold while another disk comes in the place: those that its header names.
+    pub(super) fn settle(&mut self, header: Option<&Identity>, size: u64) {
         if let Some(next) = self.next.take()
             && header.is_some_and(|header| next.is(header))
         {
             self.base = next;
+            self.size = size;
         }
     }
 }

@@ -20,6 +20,7 @@ mod open;
 mod rebase;
 mod remove;
 mod reseal;
+mod resize;
 mod scratch;
 mod sealed;
 mod staging;

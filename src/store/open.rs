@@ -63,6 +63,12 @@ impl OpenDisk {
     }
 }
 
+impl AsRef<Disk> for OpenDisk {
+    fn as_ref(&self) -> &Disk {
+        &self.disk
+    }
+}
+
 impl Drop for OpenDisk {
     fn drop(&mut self) {
         if self.unsaved

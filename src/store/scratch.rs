@@ -6,7 +6,7 @@ use super::gate::{Chain, Way};
 use super::layout::{CLONE_DISK, CLONES};
 use super::staging::Staging;
 use super::{Access, OpenDisk, Store, Target};
-use crate::disk::Layer;
+use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::qcow2::{BackingName, Image, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub struct Scratch {
     pub disk: OpenDisk,
     path: PathBuf,
     // After the disk, so that the file goes last.
-    _staging: Staging,
+    staging: Staging,
 }
 
 impl Scratch {
@@ -29,6 +29,17 @@ impl Scratch {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A folder that goes with it, where a disk can be mounted.
+    pub(crate) fn mount_point(&self) -> Result<PathBuf> {
+        self.staging.mount_point()
+    }
+}
+
+impl AsRef<Disk> for Scratch {
+    fn as_ref(&self) -> &Disk {
+        &self.disk.disk
     }
 }
 
@@ -77,6 +88,6 @@ impl Store {
         let path = staging.folder().path().join(CLONE_DISK);
         chain.layers.insert(0, Layer::qcow2(image));
         chain.files.insert(0, path.clone());
-        Ok(Scratch { disk: OpenDisk::new(chain, name, true)?, path, _staging: staging })
+        Ok(Scratch { disk: OpenDisk::new(chain, name, true)?, path, staging })
     }
 }

@@ -13,6 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ use std::time::{Duration, Instant};
 const COMMIT: &str = ".commit";
 /// How the names of what is being removed begin; no other staging folder's name does.
 const REMOVED: &str = "removed-";
+/// The folder within a staging folder where a disk can be mounted. No clone has such a name.
+const MOUNT: &str = ".mount";
 /// How long a command waits for another one to finish its change.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -122,6 +125,8 @@ impl StoreLock {
                     continue;
                 }
             }
+            // The mount of a process that was killed in the moment before it hid it.
+            let _ = fuse_mount::unmount(&folder.path().join(MOUNT));
             // What cannot be removed (a sealed file, without the right to unseal it) waits for somebody who can.
             let _ = tmp.remove_tree(&name);
         }
@@ -195,6 +200,15 @@ impl Staging {
     /// The folder.
     pub(super) fn folder(&self) -> &Folder {
         &self.folder
+    }
+
+    /// A folder within it, empty, where a disk can be mounted.
+    pub(super) fn mount_point(&self) -> Result<PathBuf> {
+        let path = self.folder.path().join(MOUNT);
+        self.folder
+            .make_folder(MOUNT)
+            .map_err(|error| Error::io(format!("cannot make {}", path.display()), error))?;
+        Ok(path)
     }
 
     /// Removes it with all that is in it now, and tells when that fails; what stays is debris for later commands.

@@ -198,12 +198,15 @@ pub struct Checkpoint {
 pub enum Operation {
     /// Putting it on another base.
     Rebase,
+    /// Making its disk smaller or larger.
+    Resize,
 }
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Rebase => "rebase",
+            Self::Resize => "resize",
         })
     }
 }

@@ -11,6 +11,7 @@ use cowshed::ops::gc::gc;
 use cowshed::ops::import::{ImportRequest, import, promote};
 use cowshed::ops::merge::rules::Rules;
 use cowshed::ops::rebase::{MergeSettings, RebaseRequest, Strategy, rebase, rebase_waiting};
+use cowshed::ops::resize::{ResizeRequest, Size, resize};
 use cowshed::ops::shrink::shrink;
 use cowshed::ops::verify::reseal;
 use cowshed::storage::Watch;
@@ -84,6 +85,13 @@ impl Place {
         let settings = MergeSettings { rules: Rules::preset()?, program };
         let request = RebaseRequest { clone: name(clone), onto, strategy, settings: settings.into() };
         rebase(&self.store()?, &request, &Silent).map(drop)
+    }
+
+    fn resize(&self, clone: &str, bytes: u64, image_only: bool) -> Result<()> {
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_cowshed"));
+        let size = Size::Bytes(bytes);
+        let request = ResizeRequest { clone: base_ref(clone), size, image_only, program };
+        resize(&self.store()?, &request, &Silent).map(drop)
     }
 
     fn export(&self, what: Target, file: &str, format: DiskFormat, force: bool) -> Result<()> {
@@ -175,7 +183,7 @@ fn repair(place: &Place) -> Result<()> {
 /// All commands.
 pub fn all() -> Vec<Command> {
     type Run = fn(&Place) -> Result<()>;
-    let table: [(&'static str, Option<Kind>, Run); 40] = [
+    let table: [(&'static str, Option<Kind>, Run); 42] = [
         ("first import", Some(Kind::Exists), |p| p.import("one.raw", "base")),
         ("import", Some(Kind::Exists), |p| p.import("two.raw", "second")),
         ("import qcow2", Some(Kind::Exists), |p| p.import("three.qcow2", "third")),
@@ -217,6 +225,8 @@ pub fn all() -> Vec<Command> {
         ("rebase --strategy keep", None, |p| p.rebase("c", "lines", Strategy::Keep)),
         ("rebase --strategy replace", None, |p| p.rebase("c", "lines", Strategy::Replace)),
         ("rebase --strategy merge", None, |p| p.rebase("e", "os", Strategy::Merge)),
+        ("resize --image-only", None, |p| p.resize("c", 200 << 10, true)),
+        ("resize smaller", None, |p| p.resize("g", 384 << 10, false)),
         ("undo", Some(Kind::NotFound), |p| p.store()?.undo(&name("d")).map(drop)),
         ("rebase --at-next-start", None, |p| p.wait("c", Strategy::Keep)),
         ("rebase --at-next-start of a clone that waits", None, |p| p.wait("f", Strategy::Keep)),
@@ -290,6 +300,21 @@ fn systems() -> &'static [Vec<u8>; 3] {
     })
 }
 
+/// A small filesystem without inodes that remember when it was made smaller.
+fn filesystem() -> &'static [u8] {
+    static FILESYSTEM: OnceLock<Vec<u8>> = OnceLock::new();
+    FILESYSTEM.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, files) = (dir.path().join("image"), dir.path().join("files"));
+        fs::create_dir(&files).unwrap();
+        fs::write(files.join("file"), sample(50_000)).unwrap();
+        let (image, files) = (image.to_str().unwrap(), files.to_str().unwrap());
+        let features = "^has_journal,^resize_inode";
+        must("mke2fs", &["-q", "-t", "ext4", "-b", "1024", "-O", features, "-d", files, image, "512"]);
+        fs::read(image).unwrap()
+    })
+}
+
 /// Makes a clone of the first image the third one, sector by sector.
 fn write_differences(store: &Store, clone: &str, [old, _, new]: &[Vec<u8>; 3]) {
     let open = store.open_clone(&name(clone), Access::Write).unwrap();
@@ -315,6 +340,7 @@ pub fn nothing() -> Built {
     let [old, new, _] = systems();
     fs::write(built.path().join("os.raw"), old).unwrap();
     fs::write(built.path().join("os-new.raw"), new).unwrap();
+    fs::write(built.path().join("ext.raw"), filesystem()).unwrap();
     built
 }
 
@@ -344,6 +370,8 @@ pub fn everything() -> Built {
     store.create_clones(&base_ref("os"), &[name("e")], &CloneOptions::default()).unwrap();
     place.import_as("os-new.raw", "os", true).unwrap();
     write_differences(&store, "e", systems());
+    place.import("ext.raw", "ext").unwrap();
+    store.create_clones(&base_ref("ext"), &[name("g")], &CloneOptions::default()).unwrap();
     write(&store, "a", 1, 5000);
     store.checkpoint(&name("a"), Some("one")).unwrap();
     write(&store, "a", 2, 60_000);

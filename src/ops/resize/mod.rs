@@ -1,0 +1,253 @@
+//! Resize: a clone's disk becomes smaller or larger, with the partition and the filesystem at its end.
+
+mod disk;
+mod job;
+
+use super::Progress;
+use crate::error::{Error, Kind, Result};
+use crate::guestfs::SharedDisk;
+use crate::store::{BaseRef, DISK_MAX, Name, Scratch, Store, Target};
+use crate::units::SECTOR;
+use job::Job;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A size of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many bytes more than it has.
+    More(u64),
+    /// So many bytes fewer than it has.
+    Less(u64),
+    /// As few as its content allows.
+    Least,
+}
+
+/// Which clone shall have which size.
+#[derive(Clone, Debug)]
+pub struct ResizeRequest {
+    /// The clone.
+    pub clone: BaseRef,
+    /// Its new size.
+    pub size: Size,
+    /// Leave partition and filesystem to the guest; only for a larger disk.
+    pub image_only: bool,
+    /// Our own program, which knows [`crate::guestfs::edit::COMMAND`].
+    pub program: PathBuf,
+}
+
+/// What a resize did, or would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Resized {
+    /// The clone.
+    pub clone: Name,
+    /// Bytes that its disk had.
+    pub from: u64,
+    /// Bytes that it has now; the same when there was nothing to do.
+    pub to: u64,
+    /// How small it can be; not asked when nothing of a partition had to be cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minimum: Option<Minimum>,
+    /// The partition, or bare filesystem, that has another end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changed: Option<Changed>,
+    /// What was left as it is, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// The checkpoint that holds the state from before; none in a plan, or when there was nothing to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<u32>,
+}
+
+/// How small a disk can be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Minimum {
+    /// Bytes of the disk.
+    pub bytes: u64,
+    /// What cannot be made smaller: "partition 1 (ext4)".
+    pub bound_by: String,
+    /// Bytes that a filesystem has in use there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub used: Option<u64>,
+}
+
+/// A partition, or bare filesystem, with another end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Changed {
+    /// Its number; 0 for a filesystem without a partition table.
+    pub partition: u32,
+    /// What it holds.
+    pub content: String,
+    /// Bytes that it had.
+    pub from: u64,
+    /// Bytes that it has now.
+    pub to: u64,
+}
+
+impl Size {
+    /// The size for a disk that has `from` bytes; `None` for the least one.
+    fn of(self, from: u64) -> Result<Option<u64>> {
+        let bytes = match self {
+            Self::Least => return Ok(None),
+            Self::Bytes(bytes) => Some(bytes),
+            Self::More(bytes) => from.checked_add(bytes),
+            Self::Less(bytes) => from.checked_sub(bytes),
+        };
+        let bytes = bytes.filter(|bytes| (SECTOR..=DISK_MAX).contains(bytes) && bytes.is_multiple_of(SECTOR));
+        bytes.map(Some).ok_or_else(|| {
+            Error::invalid("the disk's new size is not a positive multiple of 512 bytes up to 16 TiB")
+        })
+    }
+}
+
+/// Gives a clone's disk another size. The state from before becomes a checkpoint: `undo` goes back to it.
+///
+/// # Errors
+/// `NotFound` (the clone, a program, FUSE), `Busy` while somebody has it open, `Invalid` for a size that its content does
+/// not fit into, `Unsupported` when something is in the way, with its name; `Corrupt` (its filesystem), `NoSpace`,
+/// `Interrupted`, the host's. The clone is then as it was.
+pub fn resize(store: &Store, request: &ResizeRequest, progress: &dyn Progress) -> Result<Resized> {
+    let clone = clone_named(store, request)?;
+    let at = |error: Error| error.at(format!("clone {clone}"));
+    let now = store.begin_resize(&clone, |from| Ok(request.size.of(from)?.unwrap_or(from)))?;
+    let size = request.size.of(now.from())?;
+    let job = Job {
+        disk: now.disk(),
+        from: now.from(),
+        mount_point: &|| now.mount_point(),
+        folder: now.folder(),
+        program: &request.program,
+        stop: &|| progress.cancelled(),
+        act: true,
+    };
+    let mut done = run(&job, clone.clone(), size, request.image_only).map_err(at)?;
+    drop(job);
+    super::check_cancelled(progress)?;
+    if done.to != done.from {
+        done.checkpoint = Some(now.publish(done.to)?.number);
+    }
+    Ok(done)
+}
+
+/// What [`resize`] would do; nothing is changed.
+///
+/// # Errors
+/// As [`resize`].
+pub fn plan(store: &Store, request: &ResizeRequest, progress: &dyn Progress) -> Result<Resized> {
+    let clone = clone_named(store, request)?;
+    let scratch = Arc::new(store.scratch(&Target::Clone(clone.clone()))?);
+    let from = scratch.disk.disk.size();
+    let size = request.size.of(from)?;
+    let folder = scratch.path().parent().unwrap_or(Path::new("/"));
+    let job = Job {
+        disk: Arc::<Scratch>::clone(&scratch) as SharedDisk,
+        from,
+        mount_point: &|| scratch.mount_point(),
+        folder,
+        program: &request.program,
+        stop: &|| progress.cancelled(),
+        act: false,
+    };
+    run(&job, clone.clone(), size, request.image_only).map_err(|error| error.at(format!("clone {clone}")))
+}
+
+fn run(job: &Job<'_>, clone: Name, size: Option<u64>, image_only: bool) -> Result<Resized> {
+    let from = job.from;
+    let begun = Resized { clone, from, to: from, minimum: None, changed: None, note: None, checkpoint: None };
+    match size {
+        Some(size) if size == from => Ok(begun),
+        Some(size) if size > from => job.larger(size, image_only, begun),
+        _ if image_only => Err(Error::invalid(
+            "only a larger disk can be left to its guest: what a smaller one would cut must be moved first",
+        )),
+        size => job.smaller(size, begun),
+    }
+}
+
+/// The clone that is meant.
+fn clone_named(store: &Store, request: &ResizeRequest) -> Result<Name> {
+    match store.find(&request.clone)? {
+        Target::Clone(name) => Ok(name),
+        Target::Base(base) => Err(Error::new(
+            Kind::ReadOnly,
+            format!(
+                "{base} is a base, which never changes: resize a clone of it, then `cowshed promote CLONE --update {}` \
+                 makes the next version",
+                base.name
+            ),
+        )),
+    }
+}
+
+impl std::str::FromStr for Size {
+    type Err = Error;
+
+    /// Bytes, or a number with K, M, G or T; with `+` or `-` before it for more or less.
+    fn from_str(text: &str) -> Result<Self> {
+        let (make, rest): (fn(u64) -> Self, &str) = match text.strip_prefix(['+', '-']) {
+            Some(rest) if text.starts_with('+') => (Self::More, rest),
+            Some(rest) => (Self::Less, rest),
+            None => (Self::Bytes, text),
+        };
+        let digits = rest.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match rest.get(digits.len()..) {
+            Some("" | "B" | "b") => 0,
+            Some("K" | "k" | "KiB") => 10,
+            Some("M" | "m" | "MiB") => 20,
+            Some("G" | "g" | "GiB") => 30,
+            Some("T" | "t" | "TiB") => 40,
+            _ => return Err(no_size()),
+        };
+        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        let number = digits.parse::<u64>().ok().filter(|_| is_number);
+        number.and_then(|number| number.checked_mul(1 << shift)).map(make).ok_or_else(no_size)
+    }
+}
+
+fn no_size() -> Error {
+    Error::invalid("a size is a number of bytes, or one with K, M, G or T; +10G is more, -5G less")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::Size;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        let gib = 1 << 30;
+        for (text, size) in [
+            ("12G", Size::Bytes(12 * gib)),
+            ("+10G", Size::More(10 * gib)),
+            ("-5G", Size::Less(5 * gib)),
+            ("512", Size::Bytes(512)),
+            ("3MiB", Size::Bytes(3 << 20)),
+            ("1t", Size::Bytes(1 << 40)),
+        ] {
+            assert_eq!(text.parse::<Size>().unwrap(), size, "{text}");
+        }
+        for text in ["", "G", "+", "--5G", "+-5", "1.5G", "5 G", "99999999999T", "5X", "0x10", "٣"] {
+            text.parse::<Size>().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_size_that_no_disk_can_have_is_refused() {
+        let from = 1 << 30;
+        assert_eq!(Size::Less(512).of(from).unwrap(), Some(from - 512));
+        assert_eq!(Size::Least.of(from).unwrap(), None);
+        for size in [
+            Size::Bytes(0),
+            Size::Bytes(513),
+            Size::Less(from),
+            Size::Less(from + 1),
+            Size::More(u64::MAX),
+            Size::Bytes(17 << 40),
+        ] {
+            size.of(from).unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! A clone's disk gets another size: a new layer over its present one is built beside it, and one rename publishes it.
+
+use super::checkpoint::{Held, checkpoint_backing};
+use super::create::NewLayer;
+use super::gate::Chain;
+use super::layout::CLONE_DISK;
+use super::staging::Staging;
+use super::{Checkpoint, Name, OpenDisk, Operation, Store};
+use crate::disk::{Disk, Layer};
+use crate::error::{Error, Result};
+use crate::qcow2::{self, Image, OpenOptions};
+use crate::storage::{HostFile, Storage};
+use crate::units::GuestOffset;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A clone that nobody else has open, with a new layer over it; nothing is changed before [`Resize::publish`], and
+/// nothing is left when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Resize {
+    store: Store,
+    new: Arc<OpenDisk>,
+    /// The file of the new layer.
+    file: HostFile,
+    /// The checkpoint that the present layer becomes. Nobody else makes one meanwhile.
+    number: u32,
+    from: u64,
+    held: Held,
+    staging: Staging,
+}
+
+impl Store {
+    /// Begins to give a clone's disk another size. The disk has `size` bytes meanwhile, or those that it has now, if
+    /// they are more.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy` while somebody has the clone open, `Changed` (its base), `Invalid` when the chain would get too
+    /// deep, the host's.
+    pub(crate) fn begin_resize(&self, name: &Name, size: impl FnOnce(u64) -> Result<u64>) -> Result<Resize> {
+        let lock = self.lock()?;
+        let mut held = self.hold(name)?;
+        held.refuse_depth(held.chain.layers.len())?;
+        let (number, from) = (held.next_number()?, held.size()?);
+        let layer = NewLayer {
+            size: size(from)?.max(from),
+            compat: held.manifest.compat,
+            backing: checkpoint_backing(number),
+            base: held.manifest.base.clone(),
+        };
+        let staging = lock.stage()?;
+        drop(lock);
+        let place = format!("clone {name}");
+        let file = layer.create(staging.folder(), CLONE_DISK).map_err(|error| error.at(&place))?;
+        let staged = file.try_clone().map_err(|error| Error::io(format!("cannot change {place}"), error))?;
+        let options = OpenOptions { writable: true, metadata_cache: self.metadata_cache };
+        let image = Image::open(Arc::new(staged), options).map_err(|error| error.at(&place))?;
+        let mut layers = vec![Layer::qcow2(image)];
+        layers.append(&mut held.chain.layers);
+        let mut files = vec![staging.folder().path().join(CLONE_DISK)];
+        files.extend_from_slice(&held.chain.files);
+        // The locks stay with what is held: they last until the end of all. What is not published is not saved either.
+        let new = OpenDisk::new(Chain { layers, files, locks: Vec::new() }, place, false)?;
+        Ok(Resize { store: self.clone(), new: Arc::new(new), file, number, from, held, staging })
+    }
+}
+
+impl Resize {
+    /// Bytes of the disk as it is.
+    pub(crate) fn from(&self) -> u64 {
+        self.from
+    }
+
+    /// The disk, to be changed; what it was stays what it is below.
+    pub(crate) fn disk(&self) -> Arc<OpenDisk> {
+        Arc::clone(&self.new)
+    }
+
+    /// A folder that goes with it, with room for files of the work.
+    pub(crate) fn folder(&self) -> &Path {
+        self.staging.folder().path()
+    }
+
+    /// A folder that goes with it, where the disk can be mounted.
+    pub(crate) fn mount_point(&self) -> Result<PathBuf> {
+        self.staging.mount_point()
+    }
+
+    /// Puts the new layer in the clone's place, with a disk of `size` bytes; the state from before becomes a checkpoint
+    /// that `undo` goes back to. What the new layer has behind them is thrown away.
+    ///
+    /// # Errors
+    /// The host's: the clone is then as it was.
+    pub(crate) fn publish(self, size: u64) -> Result<Checkpoint> {
+        let Self { store, new, file, number, from, held, staging } = self;
+        let base = held.manifest.base.clone();
+        let new = Arc::into_inner(new).ok_or_else(|| Error::invalid("the new disk is still in use"))?;
+        let had = new.disk.size();
+        discard_own(&new.disk, size)?;
+        new.disk.close()?;
+        drop(new);
+        if size < had {
+            qcow2::shrink(&file, size)?;
+        }
+        file.sync().map_err(|error| Error::io("cannot write the layer with the new size", error))?;
+        let _lock = store.lock()?;
+        let note = Some(format!("before the resize from {from} to {size} bytes"));
+        let frozen = held.freeze(number, note, Some(Operation::Resize))?;
+        held.put_active(staging.folder(), &base, size).inspect_err(|_| held.tidy())?;
+        held.protect(number);
+        held.outlast_late_openers()?;
+        Ok(frozen)
+    }
+}
+
+/// Drops what the top layer itself has stored from byte `from` on.
+fn discard_own(disk: &Disk, from: u64) -> Result<()> {
+    let mut at = from;
+    while at < disk.size() {
+        let extent = disk.extent(GuestOffset(at))?;
+        let len = extent.len.clamp(1, disk.size() - at);
+        if extent.depth == Some(0) && extent.data {
+            disk.discard(GuestOffset(at), len)?;
+        }
+        at += len;
+    }
+    Ok(())
+}
