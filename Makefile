@@ -1,4 +1,4 @@
-# make demo     one base, two clones, two virtual machines at once, an update; installs what is missing first
+# make demo     one base, two clones, two virtual machines at once, an update, a shrink; installs what is missing first
 # make test     everything that must pass; installs what is missing first
 # make build    the release binary
 # make soak     the same for hours: power cuts, kills, threads, fuzzing, mutants; see docs/testing.md
@@ -55,6 +55,7 @@ demo: setup build guest
 bench: setup build merge-case
 	COWSHED=$(abspath $(BINARY)) tests/bench/clones.sh
 	COWSHED=$(abspath $(BINARY)) tests/bench/rebase.sh
+	COWSHED=$(abspath $(BINARY)) tests/bench/shrink.sh
 	COWSHED=$(abspath $(BINARY)) tests/bench/view.sh
 
 install:

@@ -294,7 +294,7 @@ fn the_documentation_has_a_section_with_the_synopsis_of_every_command() {
         let help = String::from_utf8(program().args([command, "--help"]).output().unwrap().stdout).unwrap();
         let (_, options) = help.split_once("Options:").unwrap();
         for option in options.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2) {
-            let option = option.trim_end_matches([',', ';', ':', '.', ']']);
+            let option = option.split([',', ';', ':', '.', '[', ']', '=']).next().unwrap();
             let common = ["--help", "--store"].contains(&option);
             assert!(common || section.contains(option), "{command} {option} is not in docs/cli.md");
         }

@@ -425,7 +425,7 @@ fn a_kill_and_then_a_cut_lose_nothing_that_was_reported_by_the_other_half() {
 }
 
 /// Syncs whose absence no state here shows, and why they are made all the same.
-const ELSEWHERE: [(&str, &str, &str); 54] = [
+const ELSEWHERE: [(&str, &str, &str); 60] = [
     ("import", "sync 1 of 7: SyncFolder", MADE_BY_THE_DEAD),
     ("import qcow2", "sync 1 of 7: SyncFolder", MADE_BY_THE_DEAD),
     (
@@ -477,6 +477,12 @@ const ELSEWHERE: [(&str, &str, &str); 54] = [
     ("rebase --strategy keep", "sync 2 of 13: SyncData", STAGED),
     ("rebase --strategy keep", "sync 3 of 13: SyncData", STAGED),
     ("rebase --strategy keep", "sync 4 of 13: SyncData", EMPTY_LAYER),
+    ("shrink", "sync 1 of 9: SyncData", IMAGE),
+    ("shrink", "sync 3 of 9: SyncData", IMAGE),
+    ("shrink", "sync 4 of 9: SyncData", IMAGE),
+    ("shrink", "sync 5 of 9: SyncData", IMAGE),
+    ("shrink", "sync 8 of 9: SyncData", IMAGE),
+    ("shrink", "sync 9 of 9: SyncData", IMAGE),
     ("rebase --strategy keep", "sync 5 of 13: SyncFile", UNFLUSHED),
     ("rebase --strategy keep", "sync 8 of 13: SyncFolder", AGAIN),
     ("rebase --strategy keep", "sync 13 of 13: SyncFolder", TIDY),
@@ -502,6 +508,7 @@ const TIDY: &str = "the header of the disk says which base holds as long as the 
 const MADE_BY_THE_DEAD: &str = "whoever made the store may have been killed before it was durable";
 const UNFLUSHED: &str = "a guest may not have flushed: here it had";
 const LEAKS: &str = "leaks are no loss, and this is all that the repair finds here";
+const IMAGE: &str = "nothing that is read changes here: disk_crash_mutants and disk_compact_crash leave out those of an image";
 const NAMELESS: &str = "the file has no name before the last of them";
 const THROWN_AWAY: &str = "nobody looks at it after a cut";
 

@@ -126,10 +126,7 @@ impl Image {
     /// The parts that change the image.
     pub(super) fn writer(&self) -> Result<&Writer> {
         if self.storage.is_closed() {
-            return Err(Error::new(
-                Kind::Latched,
-                "an earlier write or sync of the image failed; close it, check the host's disk and open it again",
-            ));
+            return Err(Error::new(Kind::Latched, self.storage.sentence("the image")));
         }
         self.writer.as_ref().ok_or_else(|| Error::new(Kind::ReadOnly, "the image is open for reading only"))
     }

@@ -17,6 +17,8 @@ use std::sync::Arc;
 pub struct Latch {
     inner: Arc<dyn Storage>,
     closed: AtomicBool,
+    /// What closed it, in the host's words; nothing after a panic.
+    cause: Mutex<Option<String>>,
     /// The kernel reports a lost page to one sync only: a second one must see the latch closed.
     syncing: Mutex<()>,
 }
@@ -25,13 +27,22 @@ impl Latch {
     /// Guards `inner`.
     #[must_use]
     pub fn new(inner: Arc<dyn Storage>) -> Self {
-        Self { inner, closed: AtomicBool::new(false), syncing: Mutex::new(()) }
+        Self { inner, closed: AtomicBool::new(false), cause: Mutex::new(None), syncing: Mutex::new(()) }
     }
 
     /// Whether an earlier failure closed the latch.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// What to say of the closed latch of `what`.
+    #[must_use]
+    pub fn sentence(&self, what: &str) -> String {
+        let cause = self.cause.lock().as_ref().map(|cause| format!(" ({cause})")).unwrap_or_default();
+        format!(
+            "an earlier write or sync of {what} failed{cause}; close it, check the host's disk and open it again"
+        )
     }
 
     /// Runs `work`, and closes the latch when it panics: nobody knows then what it left undone.
@@ -50,14 +61,13 @@ impl Latch {
 
     fn change(&self, run: impl FnOnce(&dyn Storage) -> io::Result<()>, space: bool) -> io::Result<()> {
         if self.is_closed() {
-            return Err(io::Error::other(
-                "an earlier write or sync of this file failed; close it, check the host's disk and open it again",
-            ));
+            return Err(io::Error::other(self.sentence("this file")));
         }
         let result = run(&*self.inner);
         if let Err(error) = &result
             && !(space && is_out_of_space(error))
         {
+            self.cause.lock().get_or_insert_with(|| error.to_string());
             self.closed.store(true, Ordering::Release);
         }
         result

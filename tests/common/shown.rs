@@ -296,7 +296,8 @@ pub fn probe(root: &Path) -> Result<(), String> {
     }
     for clone in store.clones().map_err(|error| say("clones", &error))? {
         // One with checkpoints and one without, whatever they are called now.
-        let few = matches!(clone.name.as_str(), "a" | "aa" | "b" | "bb" | "c" | "d" | "e" | "f" | "n-1");
+        let few =
+            matches!(clone.name.as_str(), "a" | "aa" | "b" | "bb" | "c" | "d" | "e" | "f" | "g" | "n-1");
         if few && store.open_clone(&clone.name, Access::Read).is_ok() {
             let made = store.checkpoint(&clone.name, Some("probe"));
             made.map_err(|error| say(&format!("the next checkpoint of {}", clone.name), &error))?;

@@ -186,6 +186,30 @@ update_base() {
     ok "$kept has what $given brought, and all that was its own; its filesystem is clean"
 }
 
+# A clone deletes its file; the host gets the blocks back, and the disk becomes smaller.
+give_back() {
+    local name=${CLONES[1]} delta before after out
+    delta=$("$COWSHED" path "$name")
+    cow mount "$VIEW"
+    debugfs -w -R "rm /srv/www/$name.bin" "$VIEW/clones/$name.p1.raw" 2>/dev/null
+    cow umount "$VIEW"
+    before=$(du --block-size=1 "$delta" | cut -f 1)
+    cow shrink "$name" --plan
+    cow shrink "$name"
+    after=$(du --block-size=1 "$delta" | cut -f 1)
+    [[ $((before - after)) -ge $((7 << 20)) ]] || fail "$name gave back $((before - after)) bytes of 8 MiB"
+    cow resize "$name" 1G
+    qemu-img check -q "$delta" || fail "qemu-img check found errors in $name"
+    cow mount "$VIEW"
+    [[ $(stat -c %s "$VIEW/clones/$name.raw") -eq $((1 << 30)) ]] || fail "$name has another size"
+    out=$(sgdisk -v "$VIEW/clones/$name.raw")
+    grep 'No problems found' >/dev/null <<<"$out" || { echo "$out"; fail "sgdisk found problems in $name"; }
+    out=$(e2fsck -fn "$VIEW/clones/$name.p1.raw" 2>&1) || { echo "$out"; fail "e2fsck found errors in $name"; }
+    cow umount "$VIEW"
+    cow du
+    ok "$name gave $(mib $((before - after))) back to the host, and its disk has 1 GiB"
+}
+
 main() {
     local digest started=$SECONDS
     remove_old
@@ -230,6 +254,9 @@ main() {
 
     step "An update of the base reaches a clone, and what the clone changed stays"
     update_base
+
+    step "What a clone does not need goes back to the host, and its disk becomes smaller"
+    give_back
 
     printf '\n'
     bold "The demo passed in $((SECONDS - started)) s. Its store stays in $COWSHED_STORE."
