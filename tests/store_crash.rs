@@ -353,6 +353,11 @@ fn rebase_merge_survives_power_cuts() {
 }
 
 #[test]
+fn shrink_survives_power_cuts() {
+    survives("shrink");
+}
+
+#[test]
 fn resize_image_only_survives_power_cuts() {
     survives("resize --image-only");
 }
