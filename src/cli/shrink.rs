@@ -119,12 +119,11 @@ impl Shrink {
             ))?;
         }
         for held in checkpoints {
-            let give_back = format!("cowshed rm {clone} --checkpoint {}", held.number);
-            output::line(format!(
-                "  checkpoint {} holds {}; {give_back} gives it back",
-                held.number,
-                size(held.bytes)
-            ))?;
+            let way = match held.needed {
+                true => "what comes after it stands on it".to_owned(),
+                false => format!("cowshed rm {clone} --checkpoint {} gives it back", held.number),
+            };
+            output::line(format!("  checkpoint {} holds {}; {way}", held.number, size(held.bytes)))?;
         }
         if let Some(why) = bounded_by {
             output::line(format!("  the file is longer than what it holds: {why}"))?;

@@ -35,6 +35,8 @@ pub struct Held {
     pub number: u32,
     /// What the host gets back when it goes.
     pub bytes: u64,
+    /// Whether the clone's present state, or another checkpoint, stands on it: it cannot go before that does.
+    pub needed: bool,
 }
 
 /// What a clone costs on the host.
@@ -132,10 +134,13 @@ fn cost(store: &Store, clone: &Name) -> Result<Cost> {
 
 impl Shrunk {
     fn of(store: &Store, clone: &Name) -> Result<Self> {
+        let (all, current) = (store.checkpoints(clone)?, store.current_checkpoint(clone)?);
         let mut checkpoints = Vec::new();
-        for checkpoint in store.checkpoints(clone)? {
-            let bytes = store.checkpoint_bytes_if_removed(clone, checkpoint.number)?;
-            checkpoints.push(Held { number: checkpoint.number, bytes });
+        for number in all.iter().map(|checkpoint| checkpoint.number) {
+            let needed =
+                current == Some(number) || all.iter().any(|checkpoint| checkpoint.parent == Some(number));
+            let bytes = store.checkpoint_bytes_if_removed(clone, number)?;
+            checkpoints.push(Held { number, bytes, needed });
         }
         Ok(Self {
             clone: clone.clone(),
