@@ -62,6 +62,8 @@ for ((gib = 0; gib < 16; gib++)); do
 done
 sync
 "$COWSHED" umount "$work/view"
+# Once before: all of it is in the page cache then.
+"$COWSHED" shrink big --plan >/dev/null
 start=$(now_ms)
 "$COWSHED" shrink big --plan >/dev/null
 plan=$(($(now_ms) - start))
