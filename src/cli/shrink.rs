@@ -52,7 +52,7 @@ impl Shrink {
         } else {
             self.clones.clone()
         };
-        let (mut sum, mut reports) = (Sum::default(), Vec::new());
+        let (mut sum, mut reports, mut ended) = (Sum::default(), Vec::new(), Ok(()));
         for clone in &clones {
             match self.one(&store, clone, &bar) {
                 Ok(done) => {
@@ -62,8 +62,11 @@ impl Shrink {
                     }
                     reports.push(json!({ "clone": clone, "state": "done", "shrink": done }));
                 }
-                Err(error) if clones.len() == 1 || error.kind() == Kind::Interrupted => {
-                    return Err(error.into());
+                Err(error) if clones.len() == 1 => return Err(error.into()),
+                Err(error) if error.kind() == Kind::Interrupted => {
+                    // What is done is told before what is not.
+                    ended = Err(error);
+                    break;
                 }
                 Err(error) => {
                     sum.failed += 1;
@@ -79,6 +82,7 @@ impl Shrink {
         } else if clones.len() != 1 {
             output::line(sum.text(self.plan.plan))?;
         }
+        ended?;
         Ok(if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 

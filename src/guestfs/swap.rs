@@ -2,19 +2,20 @@
 
 use super::partitions::{Bytes, u32_at};
 use crate::error::Result;
-use crate::units::{GuestOffset, KIB, index};
+use crate::units::{GuestOffset, KIB, length};
 
-/// Sizes of a page under which a signature is looked for.
-const PAGES: [u64; 5] = [4 * KIB, 8 * KIB, 16 * KIB, 32 * KIB, 64 * KIB];
+/// Sizes of a page at whose end a signature is looked for.
+pub(super) const PAGES: [u64; 5] = [4 * KIB, 8 * KIB, 16 * KIB, 32 * KIB, 64 * KIB];
 /// The largest of them: a header ends before that, whatever the size of a page is.
 pub const HEADER: u64 = 64 * KIB;
 const SIGNATURE: usize = 10;
-const SIGNATURES: [&[u8; SIGNATURE]; 2] = [b"SWAPSPACE2", b"SWAP-SPACE"];
-/// What stands there instead while the memory of a system that sleeps is in it.
-const SLEEPING: [&[u8]; 5] =
+pub(super) const SIGNATURES: [&[u8]; 2] = [b"SWAPSPACE2", b"SWAP-SPACE"];
+/// What stands there instead while the memory of a system that sleeps is in it: as the kernel, uswsusp and TuxOnIce
+/// write it.
+pub(super) const SLEEPING: [&[u8]; 5] =
     [b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001", b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c"];
 /// Where the description begins, and its bytes: version, last page, count of bad pages, UUID, label.
-const DESCRIPTION: usize = 1024;
+const DESCRIPTION: u64 = 1024;
 const DESCRIBED: usize = 44;
 
 /// What a swap space says of itself.
@@ -33,17 +34,24 @@ impl Swap {
     /// # Errors
     /// Only what reading the disk gives.
     pub fn find(place: &dyn Bytes) -> Result<Option<Self>> {
+        let mut found: Option<Self> = None;
         for page in PAGES.into_iter().filter(|page| *page <= place.size()) {
-            let mut bytes = vec![0; index(page)];
-            place.read(&mut bytes, GuestOffset(0))?;
-            let signature = &bytes[bytes.len() - SIGNATURE..];
+            let mut signature = [0; SIGNATURE];
+            place.read(&mut signature, GuestOffset(page - length(SIGNATURE)))?;
             let hibernated = SLEEPING.iter().any(|known| signature.starts_with(known));
-            if hibernated || SIGNATURES.iter().any(|known| signature == &known[..]) {
-                let description = bytes[DESCRIPTION..DESCRIPTION + DESCRIBED].to_vec();
-                return Ok(Some(Self { page, description, hibernated }));
+            if !hibernated && !SIGNATURES.contains(&&signature[..]) {
+                continue;
             }
+            // Several of them, left by pages of other sizes: one that sleeps counts.
+            if let Some(swap) = &mut found {
+                swap.hibernated |= hibernated;
+                continue;
+            }
+            let mut description = vec![0; DESCRIBED];
+            place.read(&mut description, GuestOffset(DESCRIPTION))?;
+            found = Some(Self { page, description, hibernated });
         }
-        Ok(None)
+        Ok(found)
     }
 
     /// Whether the place of `size` bytes has all pages that it counts.
@@ -56,7 +64,7 @@ impl Swap {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::{HEADER, Swap};
+    use super::{HEADER, SLEEPING, Swap};
     use crate::error::Result;
     use crate::guestfs::partitions::Bytes;
     use crate::units::{GuestOffset, index, length};
@@ -95,8 +103,11 @@ mod tests {
 
     #[test]
     fn the_memory_of_a_system_that_sleeps_is_noticed() {
-        for signature in [&b"S1SUSPEND"[..], b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001"] {
+        for signature in SLEEPING {
             assert!(Swap::find(&place(4096, signature)).unwrap().unwrap().hibernated);
         }
+        let mut twice = place(4096, b"SWAPSPACE2");
+        twice.0[8182..8191].copy_from_slice(b"S1SUSPEND");
+        assert!(Swap::find(&twice).unwrap().unwrap().hibernated);
     }
 }

@@ -1,30 +1,26 @@
 //! The programs of e2fsprogs on one file, confined: they see that file and the system's own, and nothing else.
 
+use crate::confined::{self, Limits};
 use crate::error::{Error, Kind, Result};
-use crate::units::{GIB, MIB};
+use crate::units::{GIB, MIB, index};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetError,
 };
-use nix::sys::resource::{Resource, setrlimit};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
 const ADDRESS_SPACE: u64 = 16 * GIB;
 /// Seconds of processor time: some, and one for each of these bytes of the filesystem's place.
 const CPU_SECONDS: u64 = 300;
 const CPU_BYTES: u64 = 64 * MIB;
 /// More of what a program says is thrown away.
-const WORDS: usize = 4000;
+const WORDS: u64 = 4000;
 /// The file or folder as the program finds it.
 const OWN: &str = "/proc/self/fd/0";
-/// How often a running program is looked at.
-const TICK: Duration = Duration::from_millis(5);
 
 /// One run of a program on a filesystem in a file.
 #[derive(Debug)]
@@ -58,35 +54,41 @@ impl Tool<'_> {
     /// `NotFound` without the program; `Interrupted`; `Io` when it did not end by itself.
     pub(super) fn run_with(&self, after: &[&str], stop: &dyn Fn() -> bool) -> Result<Ended> {
         let program = self.program;
-        let cannot = |error| Error::io(format!("cannot start {program}"), error);
+        let cannot = |error| Error::io(format!("cannot run {program}"), error);
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin";
         let mut command = Command::new(program);
         let name = self.below.map_or_else(|| OWN.to_owned(), |below| format!("{OWN}/{below}"));
         command.args(self.arguments).arg(name).args(after);
         command.env_clear().env("PATH", path).env("LC_ALL", "C").current_dir("/");
-        command.stdin(Stdio::from(self.file.try_clone().map_err(cannot)?));
         // Ctrl-C is for us alone.
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.stdin(Stdio::from(self.file.try_clone().map_err(cannot)?)).process_group(0);
         let rules = rules(self.file, self.writes).map_err(|error| cannot(io::Error::other(error)))?;
-        let (mut rules, cpu) = (Some(rules), CPU_SECONDS + self.size / CPU_BYTES);
-        let longest = if self.writes { self.size } else { 0 };
-        // SAFETY: `confine` only makes system calls that are safe between fork and exec; it allocates nothing.
-        unsafe { command.pre_exec(move || confine(cpu, longest, rules.take())) };
-        let mut child = command.spawn().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::new(
-                Kind::NotFound,
-                format!("{program} is needed for the filesystem: install the package e2fsprogs"),
-            ),
-            _ => cannot(error),
-        })?;
-        let said = (collect(child.stdout.take()), collect(child.stderr.take()));
-        let status = wait(&mut child, stop);
-        let said = [said.0.join().unwrap_or_default(), said.1.join().unwrap_or_default()].concat();
-        let status = status.map_err(|error| error.at(program))?;
-        let words = super::edit::printed(&String::from_utf8_lossy(&said[..said.len().min(WORDS)]));
-        match status.code() {
+        let limits = Limits {
+            memory: ADDRESS_SPACE,
+            cpu: CPU_SECONDS + self.size / CPU_BYTES,
+            file: if self.writes { self.size } else { 0 },
+            words: WORDS,
+        };
+        let ended =
+            confined::run(command, limits, None, rules, stop).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => Error::new(
+                    Kind::NotFound,
+                    format!("{program} is needed for the filesystem: install the package e2fsprogs"),
+                ),
+                _ => cannot(error),
+            })?;
+        let Some(ended) = ended else {
+            return Err(Error::new(Kind::Interrupted, "stopped; nothing was changed").at(program));
+        };
+        let mut said = [ended.stdout, ended.stderr].concat();
+        said.truncate(index(WORDS));
+        let words = super::edit::printed(&String::from_utf8_lossy(&said));
+        match ended.status.code() {
             Some(code @ 0..16) => Ok(Ended { code, words }),
-            _ => Err(Error::new(Kind::Io, format!("{program} did not end well ({status}): {words}"))),
+            _ => {
+                let message = format!("{program} did not end well ({}): {words}", ended.status);
+                Err(Error::new(Kind::Io, message))
+            }
         }
     }
 
@@ -97,60 +99,6 @@ impl Tool<'_> {
     pub(super) fn run(&self, stop: &dyn Fn() -> bool) -> Result<Ended> {
         self.run_with(&[], stop)
     }
-}
-
-fn wait(child: &mut Child, stop: &dyn Fn() -> bool) -> Result<ExitStatus> {
-    loop {
-        let ended = child.try_wait().map_err(|error| Error::io("cannot wait for it", error))?;
-        if let Some(status) = ended {
-            return Ok(status);
-        }
-        if stop() {
-            // That it ended by itself just now is as good.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(Error::new(Kind::Interrupted, "stopped; nothing was changed"));
-        }
-        thread::sleep(TICK);
-    }
-}
-
-fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let (mut kept, mut buf) = (Vec::new(), [0; 4096]);
-        let Some(mut pipe) = pipe else { return kept };
-        // Read to the end even when nothing more is kept: a full pipe would stop the child.
-        while let Ok(len @ 1..) = pipe.read(&mut buf) {
-            let room = WORDS.saturating_sub(kept.len());
-            kept.extend_from_slice(&buf[..len.min(room)]);
-        }
-        kept
-    })
-}
-
-/// Runs in the child before the program does.
-fn confine(cpu: u64, longest: u64, rules: Option<RulesetCreated>) -> io::Result<()> {
-    // SAFETY: plain system calls on numbers.
-    unsafe {
-        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
-            || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
-        {
-            return Err(io::Error::last_os_error());
-        }
-        // Not everybody may, and the limits below hold all the same.
-        if libc::unshare(libc::CLONE_NEWNET) != 0 {
-            libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET);
-        }
-    }
-    setrlimit(Resource::RLIMIT_AS, ADDRESS_SPACE, ADDRESS_SPACE)?;
-    setrlimit(Resource::RLIMIT_CPU, cpu, cpu + 10)?;
-    setrlimit(Resource::RLIMIT_FSIZE, longest, longest)?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    if let Some(rules) = rules {
-        // That the kernel has only a part of it is no error.
-        rules.restrict_self().map_err(|_| io::Error::from_raw_os_error(libc::EPERM))?;
-    }
-    Ok(())
 }
 
 fn rules(file: &File, writes: bool) -> std::result::Result<RulesetCreated, RulesetError> {

@@ -3,6 +3,7 @@
 use super::import::Format;
 use super::source::SourceFile;
 use super::{Progress, check_cancelled};
+use crate::confined::{self, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::store::DISK_MAX;
 use crate::units::{GIB, MIB};
@@ -10,24 +11,20 @@ use landlock::{
     ABI, AccessFs, AccessNet, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
     RulesetError,
 };
-use nix::sys::resource::{Resource, setrlimit};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
-use std::time::Duration;
+use std::process::{Command, ExitStatus, Stdio};
 
 const ADDRESS_SPACE: u64 = 4 * GIB;
 /// Seconds of processor time: some, and one for each of these bytes of the source.
 const CPU_SECONDS: u64 = 120;
 const CPU_BYTES: u64 = 4 * MIB;
-const CPU_GRACE: u64 = 10;
 /// More of what a child says is thrown away.
-const OUTPUT_MAX: usize = 64 << 10;
+const OUTPUT_MAX: u64 = 64 << 10;
 
 /// The name that qemu has for a format.
 fn driver(format: Format) -> &'static str {
@@ -56,6 +53,7 @@ pub(super) fn convert(
     }
     let len = source.file.metadata().map_err(|error| Error::io("cannot read the source", error))?.len();
     let cpu = CPU_SECONDS + len / CPU_BYTES;
+    let limits = |file| Limits { memory: ADDRESS_SPACE, cpu, file, words: OUTPUT_MAX };
     let fd = source.file.as_raw_fd();
     // No name of the source reaches qemu, and no backing file is opened whatever the image says.
     let image = serde_json::json!({
@@ -66,13 +64,13 @@ pub(super) fn convert(
     let image = format!("json:{image}");
     let mut info = Command::new("qemu-img");
     info.args(["info", "--output=json", &image]);
-    let size = virtual_size(&run(info, fd, None, Limits { cpu, file: MIB }, progress)?)?;
+    let size = virtual_size(&run(info, fd, None, limits(MIB), progress)?)?;
     if !(1..=DISK_MAX).contains(&size) {
         return Err(Error::invalid(format!("its disk has {size} bytes; 1 byte to 16 TiB are taken")));
     }
     let mut convert = Command::new("qemu-img");
     convert.args(["convert", "-O", "raw", &image]).arg(out);
-    run(convert, fd, out.parent(), Limits { cpu, file: size + MIB }, progress).map(|_| ())
+    run(convert, fd, out.parent(), limits(size + MIB), progress).map(|_| ())
 }
 
 /// A vmdk can name other files as its parts or its parent; those would be opened.
@@ -108,14 +106,6 @@ fn virtual_size(json: &[u8]) -> Result<u64> {
         .ok_or_else(|| Error::corrupt("qemu-img does not say how large its disk is"))
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Limits {
-    /// Seconds of processor time.
-    cpu: u64,
-    /// Longest file that may be written, in bytes.
-    file: u64,
-}
-
 /// Runs `command` confined; only files below `writes` can be changed, where the kernel has Landlock.
 fn run(
     mut command: Command,
@@ -126,25 +116,21 @@ fn run(
 ) -> Result<Vec<u8>> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     command.env_clear().env("PATH", path).env("LC_ALL", "C").current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut rules =
-        Some(rules(writes).map_err(|error| Error::io("cannot confine qemu-img", io::Error::other(error)))?);
-    // SAFETY: `confine` only makes system calls that are safe between fork and exec; it allocates nothing.
-    unsafe { command.pre_exec(move || confine(fd, limits, rules.take())) };
-    let mut child = command.spawn().map_err(|error| match error.kind() {
+    command.stdin(Stdio::null());
+    let rules =
+        rules(writes).map_err(|error| Error::io("cannot confine qemu-img", io::Error::other(error)))?;
+    let ended = confined::run(command, limits, Some(fd), rules, &|| progress.cancelled());
+    let ended = ended.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             Error::new(Kind::NotFound, "qemu-img is needed for this format: install the package qemu-utils")
         }
-        _ => Error::io("cannot start qemu-img", error),
+        _ => Error::io("cannot run qemu-img", error),
     })?;
-    let (out, said) = (collect(child.stdout.take()), collect(child.stderr.take()));
-    let status = wait(&mut child, progress);
-    let (out, said) = (out.join().unwrap_or_default(), said.join().unwrap_or_default());
-    let status = status?;
-    if status.success() {
-        return Ok(out);
+    match ended {
+        Some(ended) if ended.status.success() => Ok(ended.stdout),
+        Some(ended) => Err(failed(ended.status, &String::from_utf8_lossy(&ended.stderr))),
+        None => check_cancelled(progress).map(|()| Vec::new()),
     }
-    Err(failed(status, &String::from_utf8_lossy(&said)))
 }
 
 fn failed(status: ExitStatus, said: &str) -> Error {
@@ -168,61 +154,6 @@ fn failed(status: ExitStatus, said: &str) -> Error {
     let said: String = said.trim().chars().take(500).flat_map(char::escape_default).collect();
     let kind = if said.contains("No space left on device") { Kind::NoSpace } else { Kind::Corrupt };
     Error::new(kind, format!("qemu-img cannot read it ({status}): {said}"))
-}
-
-fn wait(child: &mut Child, progress: &dyn Progress) -> Result<ExitStatus> {
-    loop {
-        let ended = child.try_wait().map_err(|error| Error::io("cannot wait for qemu-img", error))?;
-        if let Some(status) = ended {
-            return Ok(status);
-        }
-        check_cancelled(progress).inspect_err(|_| {
-            // That it ended by itself just now is as good.
-            let _ = child.kill();
-            let _ = child.wait();
-        })?;
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let (mut kept, mut buf) = (Vec::new(), [0; 4096]);
-        let Some(mut pipe) = pipe else { return kept };
-        // Read to the end even when nothing more is kept: a full pipe would stop the child.
-        while let Ok(len @ 1..) = pipe.read(&mut buf) {
-            let room = OUTPUT_MAX.saturating_sub(kept.len());
-            kept.extend_from_slice(&buf[..len.min(room)]);
-        }
-        kept
-    })
-}
-
-/// Runs in the child before `qemu-img` does.
-fn confine(fd: RawFd, limits: Limits, rules: Option<RulesetCreated>) -> io::Result<()> {
-    // SAFETY: plain system calls on numbers; `fd` is open in the parent and so in this child.
-    unsafe {
-        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
-            || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
-            || libc::fcntl(fd, libc::F_SETFD, 0) != 0
-        {
-            return Err(io::Error::last_os_error());
-        }
-        // Not everybody may, and the limits below hold all the same.
-        if libc::unshare(libc::CLONE_NEWNET) != 0 {
-            libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET);
-        }
-    }
-    setrlimit(Resource::RLIMIT_AS, ADDRESS_SPACE, ADDRESS_SPACE)?;
-    // At the first limit comes SIGXCPU; SIGKILL at the second would look like a host without memory.
-    setrlimit(Resource::RLIMIT_CPU, limits.cpu, limits.cpu + CPU_GRACE)?;
-    setrlimit(Resource::RLIMIT_FSIZE, limits.file, limits.file)?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    if let Some(rules) = rules {
-        // That the kernel has only a part of it is no error.
-        rules.restrict_self().map_err(|_| io::Error::from_raw_os_error(libc::EPERM))?;
-    }
-    Ok(())
 }
 
 /// Nothing is written, made or removed but below `writes`, and no TCP connection is made: as far as the kernel knows how.

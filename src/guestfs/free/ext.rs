@@ -1,12 +1,12 @@
 //! Free blocks of ext2, ext3 and ext4, after what the guest's own replay of the journal will do.
 
-use super::magic::{ASLEEP, PAGES};
 use super::ranges::Ranges;
 use super::source::Watched;
 use super::{Found, left};
 use crate::error::{Error, Kind, Result};
 use crate::guestfs::ext4::{Ext4, FileKind, Replayed, State};
 use crate::guestfs::partitions::Bytes;
+use crate::guestfs::swap::{PAGES, SLEEPING};
 
 /// A swap file has at least ten pages.
 const SMALLEST_SWAP: u64 = 40 << 10;
@@ -52,7 +52,7 @@ fn is_asleep<B: Bytes>(filesystem: &Ext4<B>) -> Result<bool> {
         let content = filesystem.content(&inode)?;
         for page in PAGES {
             content.read(page - 10, &mut end)?;
-            if ASLEEP.iter().any(|mark| end.starts_with(mark)) {
+            if SLEEPING.iter().any(|mark| end.starts_with(mark)) {
                 return Ok(true);
             }
         }

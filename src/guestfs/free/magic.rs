@@ -8,14 +8,8 @@
 use super::fat;
 use crate::error::Result;
 use crate::guestfs::partitions::Bytes;
+use crate::guestfs::swap::Swap;
 use crate::units::{GuestOffset, index, length};
-
-/// Sizes of pages at whose end the mark of swap space may be.
-pub(super) const PAGES: [u64; 5] = [4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10];
-/// What stands there for swap space, and while a guest's memory is in it.
-pub(super) const SWAP: [&[u8]; 2] = [b"SWAPSPACE2", b"SWAP-SPACE"];
-pub(super) const ASLEEP: [&[u8]; 5] =
-    [b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001", b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c"];
 
 /// Kinds whose free space is read.
 pub(super) const EXT: &str = "ext4";
@@ -91,12 +85,7 @@ pub(super) fn kinds(place: &impl Bytes) -> Result<Vec<&'static str>> {
             found.push(*kind);
         }
     }
-    let mut swap = false;
-    for page in PAGES {
-        for mark in SWAP.iter().chain(&ASLEEP) {
-            swap = swap || has(place, page - 10, mark)?;
-        }
-    }
+    let swap = Swap::find(place)?.is_some();
     if fat::is_boot_sector(place)? {
         found.push(FAT);
     }
@@ -171,6 +160,7 @@ fn is_zfs(place: &impl Bytes) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guestfs::swap::{PAGES, SIGNATURES, SLEEPING};
 
     /// A place without marks, in which each mark is then put.
     fn with(at: u64, mark: &[u8]) -> Vec<u8> {
@@ -193,7 +183,7 @@ mod tests {
     #[test]
     fn swap_is_found_at_the_end_of_pages_of_any_size() {
         for page in PAGES {
-            for mark in SWAP.iter().chain(&ASLEEP) {
+            for mark in SIGNATURES.iter().chain(&SLEEPING) {
                 assert_eq!(kinds(&with(page - 10, mark)).expect("memory"), [SWAP_SPACE]);
             }
         }

@@ -2,11 +2,12 @@
 //!
 //! Layout: `union swap_header` of the kernel; marks of sleep as uswsusp, the kernel and TuxOnIce write them.
 
-use super::magic::{ASLEEP, PAGES, has};
+use super::magic::has;
 use super::ranges::Ranges;
 use super::{Found, left};
 use crate::error::Result;
 use crate::guestfs::partitions::{Bytes, u32_at};
+use crate::guestfs::swap::{PAGES, SLEEPING};
 use crate::units::{GuestOffset, index};
 
 /// Where the header starts in the first page: what is before is left to boot loaders.
@@ -16,7 +17,7 @@ const HEADER: usize = 1024;
 pub(super) fn free(bytes: &impl Bytes, mut ranges: Ranges) -> Result<Found> {
     let mut found = Vec::new();
     for page in PAGES {
-        for mark in ASLEEP {
+        for mark in SLEEPING {
             if has(bytes, page - 10, mark)? {
                 return Ok(Found::Asleep);
             }

@@ -3,12 +3,12 @@
 use crate::error::Result;
 use crate::guestfs::Window;
 use crate::guestfs::partitions::{Bytes, Partition, u16_at, u32_at};
+use crate::guestfs::swap::Swap;
 use crate::units::{GuestOffset, SECTOR, index, length};
 use std::fmt;
 
 /// Bytes from the start of a partition in which every mark lies.
 const HEAD: u64 = 68 << 10;
-const SWAP_MARK: usize = 4086;
 const RAID_MARK: &[u8] = b"\xfc\x4e\x2b\xa9";
 
 /// What a partition holds.
@@ -37,15 +37,16 @@ impl Content {
         if is_raid_by_its_end(&window)? {
             return Ok(Self::Other("a RAID"));
         }
-        Ok(Self::of_head(&head))
+        Ok(match Swap::find(&window)? {
+            Some(swap) if swap.hibernated => Self::Hibernated,
+            Some(_) => Self::Other("swap"),
+            None => Self::of_head(&head),
+        })
     }
 
     fn of_head(head: &[u8]) -> Self {
         let has = |at: usize, mark: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(mark));
-        if has(SWAP_MARK, b"S1SUSPEND") || has(SWAP_MARK, b"S2SUSPEND") || has(SWAP_MARK, b"LINHIB0001") {
-            return Self::Hibernated;
-        }
-        let marks: [(usize, &[u8], &str); 10] = [
+        let marks: [(usize, &[u8], &str); 9] = [
             (0, b"XFSB", "xfs"),
             (0, b"LUKS\xba\xbe", "LUKS"),
             (0x10040, b"_BHRfS_M", "btrfs"),
@@ -53,7 +54,6 @@ impl Content {
             (512, b"LABELONE", "LVM"),
             (4096, RAID_MARK, "a RAID"),
             (0, RAID_MARK, "a RAID"),
-            (SWAP_MARK, b"SWAPSPACE2", "swap"),
             (54, b"FAT", "FAT"),
             (82, b"FAT32", "FAT"),
         ];

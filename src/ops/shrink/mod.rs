@@ -78,7 +78,9 @@ pub struct Shrunk {
 pub fn plan(store: &Store, clone: &Name, progress: &dyn Progress) -> Result<Shrunk> {
     let open = store.open_clone(clone, Access::Read)?;
     let mut report = Shrunk::of(store, clone)?;
-    report.search(&open.disk, progress, &mut |_| Ok(()))?;
+    report
+        .search(&open.disk, progress, &mut |_| Ok(()))
+        .map_err(|error| error.at(format!("clone {clone}")))?;
     Ok(report)
 }
 
@@ -88,8 +90,9 @@ pub fn plan(store: &Store, clone: &Name, progress: &dyn Progress) -> Result<Shru
 /// `NotFound`, `Busy` while somebody has the clone open, `Changed` (a base), `Corrupt`, `Interrupted` (what was dropped stays
 /// dropped), the host's.
 pub fn shrink(store: &Store, clone: &Name, progress: &dyn Progress) -> Result<Shrunk> {
-    let mut report = Shrunk::of(store, clone)?;
     let mut open = store.open_clone(clone, Access::Write)?;
+    // What it costs is asked while nobody else can change it.
+    let mut report = Shrunk::of(store, clone)?;
     let place = |error: Error| error.at(format!("clone {clone}"));
     report.search(&open.disk, progress, &mut |found| drop_from(&open.disk, found)).map_err(place)?;
     open.disk.flush().map_err(place)?;
@@ -162,15 +165,17 @@ impl Shrunk {
         drop: &mut dyn FnMut(Found) -> Result<()>,
     ) -> Result<()> {
         let areas = survey(disk)?;
-        progress.total(disk.stored_by_layer()?.first().copied().unwrap_or(0));
+        progress.total(disk.size());
         let mut search = Search::new(disk, &areas)?;
+        let mut at = 0;
         while let Some(found) = search.next()? {
             if progress.cancelled() {
                 return Err(stopped());
             }
             self.own_bytes += found.own;
             self.needless += found.bytes;
-            progress.advance(found.own);
+            progress.advance(search.at - at);
+            at = search.at;
             drop(found)?;
         }
         self.left = areas.iter().zip(search.own).filter_map(|(area, own)| left(area, own)).collect();

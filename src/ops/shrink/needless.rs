@@ -84,7 +84,8 @@ pub(super) struct Search<'a> {
     free: Vec<Range<u64>>,
     /// Bytes of the own layer in each area so far.
     pub(super) own: Vec<u64>,
-    at: u64,
+    /// What is before this was looked at.
+    pub(super) at: u64,
 }
 
 impl<'a> Search<'a> {
