@@ -220,6 +220,7 @@ fn judged(fs: &Fs) -> String {
         let files = if program == "pwck" { [&paths[0], &paths[2]] } else { [&paths[1], &paths[3]] };
         let mut command = Command::new(program);
         let output = command.args(arguments).args(files).env("LC_ALL", "C").output().unwrap();
+        assert!(matches!(output.status.code(), Some(0 | 2)), "{output:?}");
         said += &String::from_utf8(output.stdout).unwrap();
     }
     let wrong = ["no matching", "duplicate", "invalid", "already"];
@@ -293,6 +294,41 @@ fn two_users() -> Case {
     };
     let (base, clone) = (side(1, "bob"), side(2, "alice"));
     Case { three: Three { old: fs, base, clone } }
+}
+
+#[test]
+fn a_group_that_stands_alone_does_not_take_the_number_of_a_users_own() {
+    let mut fs = Fs::new();
+    ["/etc", "/srv", "/home"].into_iter().for_each(|path| fs.folder(path));
+    Database::ALL.into_iter().for_each(|database| fs.file(&text(database.path()), ""));
+    System::default().write(&mut fs);
+    let side = |number: u32, group: &str, user: &str| {
+        let (mut system, mut fs) = (System::default(), fs.fork(number));
+        system.groups.extend([(group.to_owned(), 1001), (user.to_owned(), 1002)]);
+        system.users.insert(user.to_owned(), [1002, 1002]);
+        system.write(&mut fs);
+        for (path, uid, gid) in [(format!("/srv/{group}"), 0, 1001), (format!("/home/{user}"), 1002, 1002)] {
+            let inode = fs.make(path.as_bytes(), FileKind::Directory);
+            (inode.uid, inode.gid) = (uid, gid);
+        }
+        fs
+    };
+    let (base, clone) = (side(1, "devs", "bob"), side(2, "ops", "alice"));
+    let (mut expected, of_clone) = (owners(&base), owners(&clone));
+    expected.extend(of_clone);
+    let case = Case { three: Three { old: fs, base, clone } };
+    let (plan, merged) = case.merged();
+    assert!(plan.open().is_empty(), "{:?}", plan.conflicts);
+    assert_eq!(plan.renumbered.len(), 3, "{:?}", plan.renumbered);
+    let [users, groups] = names(&merged);
+    assert!(users.values().chain(groups.values()).all(|names| names.len() == 1), "{users:?} {groups:?}");
+    assert_eq!(owners(&merged), expected);
+    assert_eq!(judged(&merged), "");
+    // The judge sees a name that stands there twice.
+    let mut twice = merged;
+    let passwd = content(&twice, "/etc/passwd");
+    twice.write(b"/etc/passwd", format!("{passwd}bob:x:1200:1200::/:/bin/sh\n").as_bytes());
+    assert_ne!(judged(&twice), "");
 }
 
 fn content(fs: &Fs, path: &str) -> String {

@@ -30,7 +30,7 @@ struct Row {
     kind: &'static str,
     #[serde(flatten)]
     usage: Usage,
-    /// What a shrink would give back; `None` when it is not asked, of a base, and of a clone that is in use.
+    /// What a shrink would give back; `None` when it is not asked, of a base, and of a clone that cannot be read now.
     reclaimable_bytes: Option<u64>,
 }
 
@@ -89,10 +89,10 @@ fn reclaimable(store: &Store, clone: &Name, bar: &Bar) -> anyhow::Result<Option<
     let planned = plan(store, clone, bar);
     bar.end();
     match planned {
-        Ok(planned) => Ok(Some(planned.needless.all())),
+        Ok(planned) => Ok(Some(planned.gives_back_bytes)),
         Err(error) if error.kind() == Kind::Interrupted => Err(error.into()),
         Err(error) => {
-            failure::write_line(&format!("{clone} is not read: {error}"));
+            failure::write_line(&format!("{clone} is not read: {}", failure::sentence(&error.into())));
             Ok(None)
         }
     }

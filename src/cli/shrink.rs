@@ -40,7 +40,7 @@ struct Sum {
     failed: u64,
     before: u64,
     after: u64,
-    needless: u64,
+    gives_back: u64,
 }
 
 impl Shrink {
@@ -62,7 +62,7 @@ impl Shrink {
                     }
                     reports.push(json!({ "clone": clone, "state": "done", "shrink": done }));
                 }
-                Err(error) if clones.len() == 1 => return Err(error.into()),
+                Err(error) if !self.all && clones.len() == 1 => return Err(error.into()),
                 Err(error) if error.kind() == Kind::Interrupted => {
                     // What is done is told before what is not.
                     ended = Err(error);
@@ -95,16 +95,18 @@ impl Shrink {
     }
 
     fn tell(&self, done: &Shrunk) -> anyhow::Result<()> {
-        let Shrunk { clone, own_bytes, needless, before, after, left, checkpoints, bounded_by } = done;
+        let Shrunk {
+            clone, needless, gives_back_bytes, before, after, left, checkpoints, bounded_by, ..
+        } = done;
         let reasons = [(needless.free, "free"), (needless.equal, "as below"), (needless.zero, "zeros")];
         let reasons: Vec<String> =
             reasons.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{} {word}", size(*n))).collect();
         let reasons = if reasons.is_empty() { "nothing is needless".to_owned() } else { reasons.join(", ") };
         output::line(match after {
             None => format!(
-                "{clone}: {} of {} would be given back ({reasons})",
-                size(needless.all()),
-                size(*own_bytes)
+                "{clone}: {} of {} on the host would be given back ({reasons})",
+                size(*gives_back_bytes),
+                size(before.host_bytes)
             ),
             Some(after) => format!(
                 "{clone}: {} -> {} on the host, file {} -> {} ({reasons})",
@@ -141,13 +143,17 @@ impl Sum {
         self.done += 1;
         self.before += done.before.host_bytes;
         self.after += done.after.unwrap_or(done.before).host_bytes;
-        self.needless += done.needless.all();
+        self.gives_back += done.gives_back_bytes;
     }
 
     fn text(&self, plan: bool) -> String {
         let clones = count(self.done, "clone");
         let mut text = if plan {
-            format!("{clones}: {} of {} would be given back", size(self.needless), size(self.before))
+            format!(
+                "{clones}: {} of {} on the host would be given back",
+                size(self.gives_back),
+                size(self.before)
+            )
         } else {
             format!("{clones}: {} -> {} on the host", size(self.before), size(self.after))
         };

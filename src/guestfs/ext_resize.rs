@@ -1,7 +1,8 @@
 //! An ext2, ext3 or ext4 filesystem made smaller or larger by its own programs.
 
 use super::Window;
-use super::ext4::Ext4;
+use super::ext4::{Ext4, Replayed};
+use super::free::is_asleep;
 use super::served::{PATH, Served, SharedDisk};
 use super::tool::{Ended, Tool};
 use crate::error::{Error, Kind, Result};
@@ -25,13 +26,14 @@ impl<'a> ExtResize<'a> {
     /// one to mount the disk at for a moment.
     ///
     /// # Errors
-    /// `Corrupt` when it needs a person to be mended; `NotFound` without e2fsprogs or FUSE; `Interrupted`; the disk's.
+    /// `Unsupported` while a guest hibernates in one of its files; `Corrupt` when it needs a person to be mended; `NotFound` without e2fsprogs or FUSE; `Interrupted`; the disk's.
     pub(crate) fn begin(
         disk: SharedDisk,
         (start, len): (u64, u64),
         folder: &Path,
         stop: &'a dyn Fn() -> bool,
     ) -> Result<Self> {
+        refuse_asleep((*disk).as_ref(), start, len)?;
         let served = Served::new(SharedDisk::clone(&disk), (start, len), folder)?;
         let this = Self { disk, start, len, served, stop };
         let Ended { code, words } = this.tool("e2fsck", &["-fp"], None)?;
@@ -113,6 +115,23 @@ impl<'a> ExtResize<'a> {
             Some(failure) => Err(failure),
             None => self.served.end(),
         }
+    }
+}
+
+/// Refuses a filesystem with the memory of a guest that sleeps in a file: it would wake up with another filesystem. What
+/// our own reader cannot replay is left to e2fsck.
+fn refuse_asleep(disk: &crate::disk::Disk, start: u64, len: u64) -> Result<()> {
+    let window = Window::at(disk, GuestOffset(start), len)?;
+    let Ok(replayed) = Replayed::open(&window) else { return Ok(()) };
+    // Only who was not shut down can be asleep.
+    if replayed.written().len() == 0 {
+        return Ok(());
+    }
+    match Ext4::open(&replayed).and_then(|filesystem| is_asleep(&filesystem)) {
+        Ok(true) => Err(Error::unsupported(
+            "a swap file in it holds the memory of a guest that hibernates; start it and shut it down first",
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -55,8 +55,8 @@ pub struct Compacted {
 pub type GoOn<'a> = &'a mut dyn FnMut(&Compacted) -> bool;
 
 impl Image {
-    /// Makes the file as short as what it holds, in place. The image is flushed before, and may be used afterwards, whether this ended
-    /// well or not.
+    /// Makes the file as short as what it holds, in place. The image is flushed before, and may be used afterwards: for reading
+    /// only when the file could not be read again.
     ///
     /// # Errors
     /// `Corrupt` when a check finds errors: nothing is changed then. As [`Image::flush`].
@@ -74,11 +74,12 @@ impl Image {
 
     /// Takes everything that is kept of the file from there.
     fn read_again(&mut self) -> Result<()> {
+        // Whatever fails here: what the old writer knows is not true any more.
+        let log = self.writer.take().and_then(|old| old.log);
         let header = Header::read(&self.storage)?;
         let l1 = checked_l1(&header, &self.storage)?;
         let end = self.storage.len().map_err(|e| Error::io("reading the image's length", e))?;
         let writer = Writer::new(&header, &l1, &self.storage)?;
-        let log = self.writer.take().and_then(|old| old.log);
         self.writer = Some(Writer { log, ..writer });
         self.l1 = l1.into_iter().map(AtomicU64::new).collect();
         self.tables = self.tables.emptied();

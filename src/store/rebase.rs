@@ -70,8 +70,8 @@ impl Store {
 
 impl Store {
     /// Refuses a base version that is not what it was when the work on it began.
-    fn refuse_changed_base(&self, id: &BaseId) -> Result<()> {
-        self.base_of_clone("the rebase", id)?;
+    pub(super) fn refuse_changed_base(&self, place: &str, id: &BaseId) -> Result<()> {
+        self.base_of_clone(place, id)?;
         self.push_base(&mut Chain::default(), &id.name, id.version, Way::of(Access::Inspect))
     }
 }
@@ -110,7 +110,8 @@ impl Rebase {
     /// Puts the new layer in the clone's place; the state from before becomes a checkpoint that `undo` goes back to.
     ///
     /// # Errors
-    /// `Changed` when a base was meddled with meanwhile, the host's: the clone is then as it was.
+    /// `Changed` when a base was meddled with meanwhile, the host's: the clone is then as it was, unless the error says that
+    /// the change is done.
     pub(crate) fn publish(self) -> Result<Checkpoint> {
         let Self { store, base, size, new, file, held, staging, .. } = self;
         new.close()?;
@@ -118,7 +119,7 @@ impl Rebase {
         file.sync().map_err(|error| Error::io(format!("cannot write the new layer over {base}"), error))?;
         let _lock = store.lock()?;
         for id in [&held.manifest.base, &base] {
-            store.refuse_changed_base(id)?;
+            store.refuse_changed_base("the rebase", id)?;
         }
         let number = held.next_number()?;
         let note = Some(format!("before the rebase onto {base}"));

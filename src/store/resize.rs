@@ -89,7 +89,8 @@ impl Resize {
     /// that `undo` goes back to. What the new layer has behind them is thrown away.
     ///
     /// # Errors
-    /// The host's: the clone is then as it was.
+    /// `Changed` when the base was meddled with meanwhile, the host's: the clone is then as it was, unless the error says
+    /// that the change is done.
     pub(crate) fn publish(self, size: u64) -> Result<Checkpoint> {
         let Self { store, new, file, number, from, held, staging } = self;
         let base = held.manifest.base.clone();
@@ -103,6 +104,7 @@ impl Resize {
         }
         file.sync().map_err(|error| Error::io("cannot write the layer with the new size", error))?;
         let _lock = store.lock()?;
+        store.refuse_changed_base("the resize", &base)?;
         let note = Some(format!("before the resize from {from} to {size} bytes"));
         let frozen = held.freeze(number, note, Some(Operation::Resize))?;
         held.put_active(staging.folder(), &base, size).inspect_err(|_| held.tidy())?;

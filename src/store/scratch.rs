@@ -1,6 +1,6 @@
 //! Throw-away layers.
 
-use super::checkpoint::base_backing;
+use super::checkpoint::{base_backing, top_size};
 use super::create::NewLayer;
 use super::gate::{Chain, Way};
 use super::layout::{CLONE_DISK, CLONES};
@@ -62,10 +62,7 @@ impl Store {
                     file: format!("../../{CLONES}/{name}/{CLONE_DISK}"),
                     format: Some("qcow2".to_owned()),
                 };
-                let size = match chain.layers.first() {
-                    Some(Layer::Qcow2(image)) => image.virtual_size(),
-                    _ => manifest.size,
-                };
+                let size = top_size(&chain)?;
                 (chain, NewLayer { size, compat: manifest.compat, backing, base: manifest.base })
             }
             Target::Base(base) => {

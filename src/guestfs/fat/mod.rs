@@ -2,8 +2,8 @@
 //!
 //! Sources: Microsoft's FAT specification (fatgen103, 2000) and, where it leaves a choice, what Linux and `fsck.fat` do.
 //!
-//! Reader and writer are our own. The `fatfs` crate (0.3.6, of January 2023) keeps neither the attributes nor the times that
-//! a file had, and follows a chain of clusters for as long as it goes on. What is read here is in order, or it is refused:
+//! Reader and writer are our own: a guest wrote the bytes, and a merge is about attributes and times as well, each entry
+//! that stays being kept as it is. What is read here is in order, or it is refused:
 //! every cluster belongs to one file at most, so no chain has a circle and all of them together are no longer than the
 //! table; both tables agree; each long name belongs to its short one; no two names of a folder are the same; nothing is
 //! in use that no file has. So a change starts from what `fsck.fat` finds clean.

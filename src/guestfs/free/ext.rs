@@ -42,14 +42,20 @@ pub(super) fn free<B: Bytes>(bytes: &B, mut ranges: Ranges) -> Result<Found> {
 }
 
 /// Whether one of the files is swap space with a guest's memory in it.
-fn is_asleep<B: Bytes>(filesystem: &Ext4<B>) -> Result<bool> {
-    let mut end = [0; 10];
+pub(in crate::guestfs) fn is_asleep<B: Bytes>(filesystem: &Ext4<B>) -> Result<bool> {
+    let (mut end, mut blocks) = ([0; 10], 0);
     for inode in filesystem.inodes() {
         let inode = inode?;
         if inode.kind != FileKind::Regular || inode.size < SMALLEST_SWAP {
             continue;
         }
         let content = filesystem.content(&inode)?;
+        blocks += content.extents().iter().map(|extent| extent.blocks).sum::<u64>();
+        if blocks > filesystem.superblock().block_count {
+            return left(
+                "the ext4 filesystem is damaged: its files have more blocks than it; mend it with e2fsck",
+            );
+        }
         for page in PAGES {
             content.read(page - 10, &mut end)?;
             if SLEEPING.iter().any(|mark| end.starts_with(mark)) {

@@ -81,7 +81,7 @@ const MARKS: &[(u64, &[u8], &str)] = &[
 pub(super) fn kinds(place: &impl Bytes) -> Result<Vec<&'static str>> {
     let mut found = Vec::new();
     for (at, mark, kind) in MARKS {
-        if has(place, *at, mark)? {
+        if has(place, *at, mark)? && !found.contains(kind) {
             found.push(*kind);
         }
     }
@@ -90,9 +90,8 @@ pub(super) fn kinds(place: &impl Bytes) -> Result<Vec<&'static str>> {
         found.push(FAT);
     }
     found.extend(swap.then_some(SWAP_SPACE));
-    found.extend(at_the_end(place)?);
+    found.extend(at_the_end(place)?.filter(|kind| !found.contains(kind)));
     found.extend(is_zfs(place)?.then_some("ZFS"));
-    found.dedup();
     Ok(found)
 }
 

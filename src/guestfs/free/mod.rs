@@ -14,6 +14,8 @@ mod source;
 mod swap;
 mod table;
 
+pub(super) use ext::is_asleep;
+
 use super::Window;
 use super::partitions::Bytes;
 use crate::error::{Error, Result};

@@ -10,7 +10,7 @@ use crate::error::Result;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Longest database, in bytes.
-const FILE_MAX: usize = 4 << 20;
+pub(super) const FILE_MAX: usize = 4 << 20;
 
 /// One of the account databases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -57,6 +57,8 @@ pub struct Shrunk {
     pub own_bytes: u64,
     /// What of them nobody needs.
     pub needless: Needless,
+    /// Bytes of its file that only they take up: fewer, where they are compressed.
+    pub gives_back_bytes: u64,
     /// What it cost before.
     pub before: Cost,
     /// What it costs now; not known of a plan.
@@ -149,6 +151,7 @@ impl Shrunk {
             clone: clone.clone(),
             own_bytes: 0,
             needless: Needless::default(),
+            gives_back_bytes: 0,
             before: cost(store, clone)?,
             after: None,
             left: Vec::new(),
@@ -164,9 +167,9 @@ impl Shrunk {
         progress: &dyn Progress,
         drop: &mut dyn FnMut(Found) -> Result<()>,
     ) -> Result<()> {
-        let areas = survey(disk)?;
+        let mut areas = survey(disk)?;
         progress.total(disk.size());
-        let mut search = Search::new(disk, &areas)?;
+        let mut search = Search::new(disk, &mut areas)?;
         let mut at = 0;
         while let Some(found) = search.next()? {
             if progress.cancelled() {
@@ -174,11 +177,15 @@ impl Shrunk {
             }
             self.own_bytes += found.own;
             self.needless += found.bytes;
+            let ranges = found.drop.iter().chain(&found.zero).cloned();
+            self.gives_back_bytes += disk.droppable(ranges)?;
             progress.advance(search.at - at);
             at = search.at;
             drop(found)?;
         }
-        self.left = areas.iter().zip(search.own).filter_map(|(area, own)| left(area, own)).collect();
+        progress.advance(search.at - at);
+        let own = search.own;
+        self.left = areas.iter().zip(own).filter_map(|(area, own)| left(area, own)).collect();
         Ok(())
     }
 }

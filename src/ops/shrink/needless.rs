@@ -26,14 +26,6 @@ pub struct Needless {
     pub zero: u64,
 }
 
-impl Needless {
-    /// All of them.
-    #[must_use]
-    pub fn all(&self) -> u64 {
-        self.free + self.equal + self.zero
-    }
-}
-
 impl AddAssign for Needless {
     fn add_assign(&mut self, other: Self) {
         self.free += other.free;
@@ -89,18 +81,18 @@ pub(super) struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// `areas` cover the disk, in order.
-    pub(super) fn new(disk: &'a Disk, areas: &'a [Area]) -> Result<Self> {
+    /// `areas` cover the disk, in order; their free ranges are taken out of them.
+    pub(super) fn new(disk: &'a Disk, areas: &'a mut [Area]) -> Result<Self> {
         let Some(Layer::Qcow2(image)) = disk.layers().first() else {
             return Err(Error::invalid("the disk has no layer of its own"));
         };
         let mut free: Vec<Range<u64>> = Vec::new();
-        for area in areas {
-            let Free::Known(ranges) = &area.free else { continue };
-            for range in ranges {
+        for area in &mut *areas {
+            let Free::Known(ranges) = &mut area.free else { continue };
+            for range in std::mem::take(ranges) {
                 match free.last_mut() {
                     Some(last) if last.end == range.start => last.end = range.end,
-                    _ => free.push(range.clone()),
+                    _ => free.push(range),
                 }
             }
         }
@@ -131,14 +123,14 @@ impl<'a> Search<'a> {
                 Source::Data(_) => self.header.geometry.subcluster_size(),
                 Source::Compressed => self.header.geometry.cluster_size(),
                 Source::Below | Source::Zero { .. } => {
-                    self.at = self.at.saturating_add(extent.len.max(1));
+                    self.at = self.at.saturating_add(extent.len);
                     continue;
                 }
             };
-            let end = (self.at + extent.len.max(1)).min(self.disk.size());
+            let end = (self.at + extent.len).min(self.disk.size());
             // A part begins where a unit does, and is not cut within one.
             let start = self.at / unit * unit;
-            let end = end.min((start + PIECE.max(unit)) / unit * unit).max(self.at + 1);
+            let end = end.min((start + PIECE.max(unit)) / unit * unit);
             self.count(self.at..end);
             bytes += end - self.at;
             parts.push(Own { range: self.at..end, unit });

@@ -3,11 +3,11 @@
 use super::text::wrong;
 use crate::error::Result;
 use crate::guestfs::partitions::{Bytes, u32_at, u64_at};
-use crate::units::{GuestOffset, KIB, MIB, index, length};
+use crate::units::{GuestOffset, KIB, MIB, SECTOR as SECTOR_BYTES, index, length};
 
 /// The label is in one of the first sectors.
 const SECTORS: u64 = 4;
-const SECTOR: usize = 512;
+const SECTOR: usize = index(SECTOR_BYTES);
 /// Longest text that is read, in bytes.
 const LONGEST: u64 = 4 * MIB;
 /// A header has room for so many entries of a list.
@@ -22,13 +22,15 @@ pub(super) struct Header {
     pub(super) data: u64,
     /// The text about its volume group.
     pub(super) text: Vec<u8>,
+    /// Where that stands, also what LVM2 ignores.
+    pub(super) areas: Vec<Place>,
 }
 
 /// A run of bytes, as the header has it.
 #[derive(Clone, Copy, Debug)]
-struct Place {
-    start: u64,
-    len: u64,
+pub(super) struct Place {
+    pub(super) start: u64,
+    pub(super) len: u64,
 }
 
 impl Header {
@@ -45,7 +47,7 @@ impl Header {
         let (data, behind) = list(&sector, at + 40)?;
         let (areas, _) = list(&sector, behind)?;
         let [data] = data[..] else { return Err(wrong("it has its extents in several places")) };
-        Ok(Self { id, data: data.start, text: text(bytes, &areas, data.start)? })
+        Ok(Self { id, data: data.start, text: text(bytes, &areas, data.start)?, areas })
     }
 }
 

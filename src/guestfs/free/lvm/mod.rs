@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::guestfs::Window;
 use crate::guestfs::partitions::Bytes;
 use crate::units::length;
-use label::Header;
+use label::{Header, Place};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use text::{Node, Section, wrong};
@@ -122,6 +122,10 @@ impl Group {
             return Err(wrong("its group has several physical volumes"));
         };
         let extents = physical_volume(physical, &header, unit, bytes.size())?;
+        let is_among = |area: &Place| area.start < extents.end && area.start + area.len > extents.start;
+        if header.areas.iter().any(is_among) {
+            return Err(wrong("an area of metadata lies among its extents"));
+        }
         let count = (extents.end - extents.start) / unit;
         let unit = Unit { size: unit, first: extents.start, count, volume };
         let mut volumes = Vec::new();

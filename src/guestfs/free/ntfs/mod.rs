@@ -67,6 +67,10 @@ impl Stream {
             return Err(damaged("one of its own files has no clusters"));
         };
         let Runs { pieces, first, size, written } = runs;
+        // A hole reads as zeros, and zeros call everything free.
+        if !attribute.is_plain() || pieces.iter().any(|piece| piece.start.is_none()) {
+            return Err(damaged("one of its own files has holes"));
+        }
         let room = pieces.iter().map(|piece| piece.len).sum::<u64>();
         if first != 0
             || written > size
@@ -172,13 +176,16 @@ impl<'a, B: Bytes> Volume<'a, B> {
         }
         let record = self.boot.record;
         let end = self.table.written / record * record;
-        let (mut at, mut asleep, mut chunk) = (0, false, Vec::new());
+        let (mut at, mut asleep, mut clusters, mut chunk) = (0, false, 0, Vec::new());
         while at < end {
             chunk.resize(index((end - at).min(PIECE)), 0);
             self.read(&self.table, at, &mut chunk)?;
             for bytes in chunk.chunks_exact(index(record)) {
                 if let Some(found) = Record::parse(bytes, at / record)? {
-                    self.check_record(&found, at / record, bitmap)?;
+                    clusters += self.check_record(&found, at / record, bitmap)?;
+                    if clusters > self.boot.clusters {
+                        return Err(damaged("two files have one cluster"));
+                    }
                     asleep |= self.is_memory(&found)?;
                 }
                 at += record;
@@ -187,7 +194,9 @@ impl<'a, B: Bytes> Volume<'a, B> {
         Ok(asleep)
     }
 
-    fn check_record(&self, record: &Record, number: u64, bitmap: &[u8]) -> Result<()> {
+    /// That no cluster of a record is free; how many it has.
+    fn check_record(&self, record: &Record, number: u64, bitmap: &[u8]) -> Result<u64> {
+        let mut clusters = 0;
         for attribute in record.attributes() {
             let Some(runs) = attribute?.runs(self.boot.clusters)? else { continue };
             for piece in &runs.pieces {
@@ -197,9 +206,13 @@ impl<'a, B: Bytes> Volume<'a, B> {
                 if next_bit(bitmap, bit(start)?, bit(start + piece.len)?, false).is_some() {
                     return Err(damaged(format_args!("its bitmap calls free what file record {number} has")));
                 }
+                clusters += piece.len;
+                if clusters > self.boot.clusters {
+                    return Err(damaged(format_args!("file record {number} has a cluster twice")));
+                }
             }
         }
-        Ok(())
+        Ok(clusters)
     }
 
     /// Whether the file is the one to which Windows writes its memory, with something in it.

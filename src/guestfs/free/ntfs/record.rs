@@ -104,6 +104,11 @@ impl<'a> Attribute<'a> {
         self.0[9] == 0
     }
 
+    /// Whether its content is neither compressed, nor sparse, nor encrypted.
+    pub(super) fn is_plain(self) -> bool {
+        u16_at(self.0, 12) == 0
+    }
+
     /// What stands in the record itself.
     pub(super) fn resident(self) -> Option<&'a [u8]> {
         let (len, at) = (index(u64::from(u32_at(self.0, 16))), usize::from(u16_at(self.0, 20)));

@@ -14,7 +14,7 @@ const SYSTEM: Range<u32> = 100..1000;
 /// More numbers than these are not moved: somebody gave them out twice by intent.
 pub(super) const MOST: usize = 1000;
 /// Numbers of people; those above belong to nobody or to containers.
-const PEOPLE: Range<u32> = 1000..60_000;
+pub(super) const PEOPLE: Range<u32> = 1000..60_000;
 
 /// Why a number of the base should be another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,11 @@ impl Moves {
         let mut moves = Self::default();
         let mut kinds: Vec<Kind<'_>> = [Database::Passwd, Database::Group]
             .into_iter()
-            .map(|database| Kind::of(database, files.of(database), allowed(&database)))
+            .map(|database| {
+                // A group's number stands in passwd too: it moves in both, or in none.
+                let allowed = allowed(&database) && allowed(&Database::Passwd);
+                Kind::of(database, files.of(database), allowed)
+            })
             .collect();
         let overlaps = super::ranges::overlaps(files, allowed);
         if overlaps.is_empty() && kinds.iter().all(|kind| kind.wishes.is_empty()) {
@@ -72,12 +76,14 @@ impl Moves {
     fn number(&mut self, files: &AccountFiles, kinds: [&Kind<'_>; 2], ids: &Three<Ids>) {
         let mut taken = [taken(kinds[0], files, ids), taken(kinds[1], files, ids)];
         let mut maps = [Map::new(), Map::new()];
+        // Numbers whose group gets what its user got.
+        let mut kept = BTreeSet::new();
         for at in [0, 1] {
             for (old, wish) in &kinds[at].wishes {
                 let other = 1 - at;
                 // A person and the group of the same number stay a pair.
                 let pair = kinds[other].wishes.get(old).is_some_and(|wish| wish.to.is_none());
-                let known = maps[other].get(old).copied().filter(|_| pair && at == 1);
+                let known = maps[other].get(old).copied().filter(|_| at == 1 && kept.contains(old));
                 let free = || {
                     let is_free = |id: &u32| !taken[at].contains(id) && (!pair || !taken[other].contains(id));
                     candidates(*old).find(is_free)
@@ -87,6 +93,9 @@ impl Moves {
                     continue;
                 };
                 taken[at].insert(new);
+                if pair && at == 0 && taken[other].insert(new) {
+                    kept.insert(*old);
+                }
                 maps[at].insert(*old, new);
                 self.told.push(kinds[at].sentence(wish, *old, new));
             }

@@ -10,7 +10,7 @@ mod ranges;
 
 pub use ids::Ids;
 
-use super::accounts::{Database, range, with_numbers};
+use super::accounts::{Database, FILE_MAX, range, with_numbers};
 use super::fate::{Clash, Conflict, Facts};
 use super::keyed::lines;
 use super::steps::{Step, attributes, later};
@@ -19,6 +19,7 @@ use super::{Three, Version};
 use crate::error::Result;
 use crate::guestfs::edit::{Edit, Node};
 use crate::guestfs::ext4::FileKind;
+use crate::units::length;
 use ids::{LISTS, Map};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,7 +53,8 @@ pub(super) struct Renumbered {
 }
 
 impl AccountFiles {
-    /// Reads them; a missing one is empty.
+    /// Reads them; a missing one is empty. With one that is longer than a merge takes, all are: nothing is moved then,
+    /// and the merge says what it must.
     ///
     /// # Errors
     /// Whatever reading them gives.
@@ -63,6 +65,9 @@ impl AccountFiles {
                 let tree = trees.of_version(version);
                 let found = tree.find(database.path());
                 if let Some(ino) = found.filter(|ino| tree.file(*ino).kind == FileKind::Regular) {
+                    if tree.file(ino).size > length(FILE_MAX) {
+                        return Ok(Self::default());
+                    }
                     *place.of_version_mut(version) = contents.read((version, ino))?;
                 }
             }

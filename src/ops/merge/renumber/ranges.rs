@@ -1,6 +1,6 @@
 //! Ranges of subordinate numbers that two sides gave out twice.
 
-use super::find::MOST;
+use super::find::{MOST, PEOPLE};
 use super::ids::Ids;
 use super::{AccountFiles, Moves, Range};
 use crate::ops::merge::Three;
@@ -15,17 +15,23 @@ const LAST: u64 = 600_100_000;
 /// New ranges of the base that overlap with one that somebody else has in the clone: by range, who.
 pub(super) fn overlaps(files: &AccountFiles, allowed: impl Fn(&Database) -> bool) -> Vec<(Range, Vec<u8>)> {
     let mut found = Vec::new();
-    for database in DATABASES.into_iter().filter(allowed) {
+    // A range moves in both databases, or in none.
+    if !DATABASES.iter().all(allowed) {
+        return found;
+    }
+    let known: BTreeSet<(u64, u64, &[u8])> = DATABASES
+        .into_iter()
+        .flat_map(|database| [files.of(database).old, files.of(database).clone])
+        .flat_map(ranges)
+        .collect();
+    for database in DATABASES {
         let Three { old, base, clone } = files.of(database).map(|file| ranges(file));
         // What the base removed and the clone left alone is not there after the merge.
         let stays: Vec<_> = clone
             .iter()
             .filter(|range| old.binary_search(range).is_err() || base.binary_search(range).is_ok())
             .collect();
-        let added: Vec<_> = base
-            .iter()
-            .filter(|range| old.binary_search(range).is_err() && clone.binary_search(range).is_err())
-            .collect();
+        let added: Vec<_> = base.iter().filter(|range| !known.contains(range)).collect();
         if added.len() > MOST || stays.len() > MOST {
             continue;
         }
@@ -54,8 +60,9 @@ impl Moves {
             let Three { old, base, clone } = files.of(database);
             [old, base, clone].into_iter().flat_map(ranges).collect::<Vec<_>>()
         });
-        let mut above = all.map(|(_, end, _)| end).max().unwrap_or(0);
-        let used = used(files, ids);
+        let mut above = all.map(|(_, end, _)| end).max().unwrap_or(0).max(PEOPLE.end.into());
+        let mut used = used(files, ids);
+        used.extend(self.users.values().chain(self.groups.values()).map(|id| u64::from(*id)));
         for (range, other) in overlaps {
             let (name, start, end) = range;
             let why = if is_used(&ids.base, *start, *end) {
