@@ -364,6 +364,10 @@ fn what_was_said_of_another_base_does_not_wait_any_more() {
     assert!(told.contains("clone web is left out") && told.contains("--at-next-start --cancel"), "{told}");
     case.shed.ok(&["rebase", "web", "--at-next-start", "--cancel"]);
     case.shed.ok(&["list"]);
+    fs::write(&file, "{").unwrap();
+    case.shed.ok(&["rebase", "--all", "--at-next-start", "--cancel"]);
+    assert!(!file.exists());
+    case.shed.ok(&["list"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::store::Store;
+use anyhow::Context as _;
 use std::path::PathBuf;
 
 /// Which store a command works on; opened when it is needed.
@@ -17,6 +18,11 @@ impl Context {
 
     fn path(&self) -> Result<PathBuf> {
         self.store.clone().map_or_else(Store::default_path, Ok)
+    }
+
+    /// This program, which runs parts of the work as a process of its own.
+    pub(super) fn program() -> anyhow::Result<PathBuf> {
+        std::env::current_exe().context("the path of this program cannot be found")
     }
 
     /// The store, which must exist.

@@ -100,7 +100,7 @@ impl Mount {
         self.refuse_inside(store.root())?;
         let dir = std::path::absolute(&self.dir)?;
         let log = MountLog::new(store.root(), &dir);
-        let program = std::env::current_exe().context("the path of this program cannot be found")?;
+        let program = Context::program()?;
         let mut command = Command::new(program);
         command
             .arg("--store")

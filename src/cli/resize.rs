@@ -6,7 +6,6 @@ use super::progress::Bar;
 use super::units::size;
 use crate::ops::resize::{Changed, ResizeRequest, Resized, Size, plan, resize};
 use crate::store::BaseRef;
-use anyhow::Context as _;
 use clap::Args;
 use std::process::ExitCode;
 
@@ -43,7 +42,7 @@ impl Resize {
     pub(super) fn run(self, context: &Context) -> Outcome {
         let bar = Bar::new()?;
         let store = context.store()?;
-        let program = std::env::current_exe().context("the path of this program is not known")?;
+        let program = Context::program()?;
         let request = ResizeRequest {
             clone: self.clone,
             size: self.size.unwrap_or(Size::Least),

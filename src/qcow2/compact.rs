@@ -7,7 +7,7 @@ use super::header::Header;
 use super::image::{Image, Writer, checked_l1};
 use super::movables::{Closed, Level, Movable};
 use super::relocate::{Mover, Short};
-use super::repair::mend;
+use super::repair::mend_found;
 use crate::error::{Error, Kind, Result};
 use crate::storage::Storage;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -129,7 +129,7 @@ fn refuse_damage(storage: &dyn Storage) -> Result<()> {
         ));
     }
     if found.report.leaks > 0 || found.wrong_copied > 0 {
-        mend(storage)?;
+        mend_found(found, storage)?;
     }
     Ok(())
 }

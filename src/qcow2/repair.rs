@@ -27,9 +27,12 @@ pub fn repair(storage: Arc<dyn Storage>) -> Result<CheckReport> {
     mend(&*storage)
 }
 
-/// As [`repair`].
-pub(super) fn mend(storage: &dyn Storage) -> Result<CheckReport> {
-    let found = survey(storage)?;
+fn mend(storage: &dyn Storage) -> Result<CheckReport> {
+    mend_found(survey(storage)?, storage)
+}
+
+/// As [`repair`], of what was found just now.
+pub(super) fn mend_found(found: Survey, storage: &dyn Storage) -> Result<CheckReport> {
     if found.beyond_repair > 0 {
         return Err(Error::new(
             Kind::Corrupt,

@@ -67,19 +67,22 @@ impl Image {
         while at.0 < range.end {
             let left = range.end - at.0;
             let extent = self.extent(at, left)?;
+            let end = at + extent.len;
             if extent.source == Source::Below {
-                at = at + extent.len;
+                at = end;
                 continue;
             }
-            let (cluster, within) = (geometry.cluster_of(at), geometry.within_cluster(at));
-            let step = (geometry.cluster_size() - within).min(left);
-            // What was passed over in this cluster shows what is below, and is covered as well.
-            let start = at.0 - range.start.max(geometry.start_of(cluster).0);
-            let covered = geometry.covered(cluster, within - start, start + step);
-            if covered != 0 {
-                each(cluster, covered)?;
+            while at.0 < end.0 {
+                let (cluster, within) = (geometry.cluster_of(at), geometry.within_cluster(at));
+                let step = (geometry.cluster_size() - within).min(range.end - at.0);
+                // What was passed over in this cluster shows what is below, and is covered as well.
+                let start = at.0 - range.start.max(geometry.start_of(cluster).0);
+                let covered = geometry.covered(cluster, within - start, start + step);
+                if covered != 0 {
+                    each(cluster, covered)?;
+                }
+                at = at + step;
             }
-            at = at + step;
         }
         Ok(())
     }

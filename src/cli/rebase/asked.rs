@@ -110,9 +110,7 @@ impl Rebase {
 
 /// The clones of a base, on whichever version, that `only` names.
 fn all(store: &Store, base: &Name, only: &[Only]) -> Result<Vec<store::Clone>> {
-    let meant = |clone: &store::Clone| {
-        clone.base.name == *base && (only.is_empty() || only.iter().any(|only| only.is(clone)))
-    };
+    let meant = |clone: &store::Clone| clone.base.name == *base && Only::means(only, clone);
     Ok(store.clones()?.into_iter().filter(meant).collect())
 }
 
@@ -160,7 +158,7 @@ impl Asked {
     /// One request for each clone.
     pub(super) fn requests(&self) -> anyhow::Result<Vec<RebaseRequest>> {
         let rules = Rules::preset()?.and(&self.rules)?;
-        let program = std::env::current_exe().context("cannot find this program")?;
+        let program = crate::cli::context::Context::program()?;
         let settings = Arc::new(MergeSettings { rules, program });
         let request = |clone: &store::Clone| {
             let kept = self.keep_disks.iter().any(|disk| disk.is(clone));

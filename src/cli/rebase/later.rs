@@ -2,10 +2,11 @@
 
 use super::Rebase;
 use super::asked::Asked;
+use super::only::Only;
 use crate::cli::{Outcome, output};
 use crate::error::Result;
 use crate::ops::rebase::{Ending, RebaseRequest, rebase_at_next_start};
-use crate::store::{Name, Store};
+use crate::store::{self, Name, Store, Survey};
 use clap::ValueEnum;
 use serde_json::json;
 use std::process::ExitCode;
@@ -32,12 +33,13 @@ pub(super) fn wait(store: &Store, asked: &Asked, request: &RebaseRequest) -> End
 pub(super) fn cancel(store: &Store, rebase: &Rebase) -> Outcome {
     let names: Vec<Name> = match rebase.all {
         true => {
-            let clones = store.clones()?.into_iter();
-            let meant = clones.filter(|clone| {
-                clone.waiting.is_some()
-                    && (rebase.only.is_empty() || rebase.only.iter().any(|only| only.is(clone)))
-            });
-            meant.map(|clone| clone.name).collect()
+            let Survey { clones, broken, .. } = store.survey()?;
+            let meant = |clone: &store::Clone| clone.waiting.is_some() && Only::means(&rebase.only, clone);
+            let waiting = clones.into_iter().filter(meant).map(|clone| clone.name);
+            // What cannot be read is taken back as well; its clone is broken as long as it is there.
+            let named = broken.iter().filter(|broken| broken.kind == "clone" && rebase.only.is_empty());
+            let unread = named.filter_map(|broken| broken.name.parse().ok());
+            waiting.chain(unread.filter(|name| store.waiting(name).is_err())).collect()
         }
         false => rebase.clones.clone(),
     };

@@ -41,6 +41,11 @@ impl Only {
         }
     }
 
+    /// Whether a clone is one of those that any of `all` names; without any, each is.
+    pub(super) fn means(all: &[Self], clone: &store::Clone) -> bool {
+        all.is_empty() || all.iter().any(|only| only.is(clone))
+    }
+
     /// Texts that were patterns before.
     pub(super) fn parse_all(texts: &[String]) -> anyhow::Result<Vec<Self>> {
         texts.iter().map(|text| text.parse().map_err(anyhow::Error::msg)).collect()

@@ -1,13 +1,13 @@
 //! The rebase that waited for this start of a clone.
 
 use super::disk;
+use crate::cli::context::Context;
 use crate::cli::{failure, progress, rebase};
 use crate::error::{Error, Kind};
 use crate::ops::Progress;
 use crate::ops::rebase::{Outcome, rebase_waiting};
 use crate::store::{Name, Store, Waiting};
 use crate::vm::SignalWatch;
-use anyhow::Context as _;
 
 /// A request to end the run ends the rebase.
 struct Signals<'a>(&'a SignalWatch);
@@ -32,7 +32,7 @@ pub(super) fn put_on_version(store: &Store, name: &Name, signals: &SignalWatch) 
             return Ok(());
         }
     };
-    let program = std::env::current_exe().context("cannot find this program")?;
+    let program = Context::program()?;
     let spinner = progress::spinner(format!("putting {name} on {}", waiting.onto));
     let ended = rebase_waiting(store, name, program, &Signals(signals));
     spinner.finish_and_clear();

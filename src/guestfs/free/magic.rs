@@ -12,7 +12,7 @@ use crate::guestfs::swap::Swap;
 use crate::units::{GuestOffset, index, length};
 
 /// Kinds whose free space is read.
-pub(super) const EXT: &str = "ext4";
+pub(crate) const EXT: &str = "ext4";
 pub(super) const FAT: &str = "FAT";
 pub(super) const LVM: &str = "LVM2";
 pub(super) const NTFS: &str = "NTFS";
@@ -24,6 +24,8 @@ pub(super) const PARTITION_TABLE: &str = "a partition table";
 const MARKS: &[(u64, &[u8], &str)] = &[
     (1080, b"\x53\xef", EXT),
     (3, b"NTFS    ", NTFS),
+    (54, b"FAT", FAT),
+    (82, b"FAT", FAT),
     (0, b"LABELONE", LVM),
     (512, b"LABELONE", LVM),
     (1024, b"LABELONE", LVM),
@@ -78,7 +80,7 @@ const MARKS: &[(u64, &[u8], &str)] = &[
 ];
 
 /// The kinds whose marks are in `place`, each once.
-pub(super) fn kinds(place: &impl Bytes) -> Result<Vec<&'static str>> {
+pub(crate) fn kinds(place: &impl Bytes) -> Result<Vec<&'static str>> {
     let mut found = Vec::new();
     for (at, mark, kind) in MARKS {
         if has(place, *at, mark)? && !found.contains(kind) {
@@ -86,7 +88,7 @@ pub(super) fn kinds(place: &impl Bytes) -> Result<Vec<&'static str>> {
         }
     }
     let swap = Swap::find(place)?.is_some();
-    if fat::is_boot_sector(place)? {
+    if !found.contains(&FAT) && fat::is_boot_sector(place)? {
         found.push(FAT);
     }
     found.extend(swap.then_some(SWAP_SPACE));

@@ -15,6 +15,7 @@ mod swap;
 mod table;
 
 pub(super) use ext::is_asleep;
+pub(crate) use magic::{EXT, kinds};
 
 use super::Window;
 use super::partitions::Bytes;

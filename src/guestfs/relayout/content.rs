@@ -2,14 +2,11 @@
 
 use crate::error::Result;
 use crate::guestfs::Window;
-use crate::guestfs::partitions::{Bytes, Partition, u16_at, u32_at};
+use crate::guestfs::free::{EXT, kinds};
+use crate::guestfs::partitions::{Bytes, Partition, u32_at};
 use crate::guestfs::swap::Swap;
-use crate::units::{GuestOffset, SECTOR, index, length};
+use crate::units::GuestOffset;
 use std::fmt;
-
-/// Bytes from the start of a partition in which every mark lies.
-const HEAD: u64 = 68 << 10;
-const RAID_MARK: &[u8] = b"\xfc\x4e\x2b\xa9";
 
 /// What a partition holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,63 +28,43 @@ impl Content {
     /// What reading the disk gives.
     pub(crate) fn of(disk: &dyn Bytes, partition: &Partition) -> Result<Self> {
         let window = Window::new(disk, partition)?;
-        let mut head = vec![0; index(HEAD.min(window.size()))];
-        window.read(&mut head, GuestOffset(0))?;
-        // One half of a mirror looks like what is on it, but for its end.
-        if is_raid_by_its_end(&window)? {
-            return Ok(Self::Other("a RAID"));
+        if Swap::find(&window)?.is_some_and(|swap| swap.hibernated) {
+            return Ok(Self::Hibernated);
         }
-        Ok(match Swap::find(&window)? {
-            Some(swap) if swap.hibernated => Self::Hibernated,
-            Some(_) => Self::Other("swap"),
-            None => Self::of_head(&head),
-        })
-    }
-
-    fn of_head(head: &[u8]) -> Self {
-        let has = |at: usize, mark: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(mark));
-        let marks: [(usize, &[u8], &str); 9] = [
-            (0, b"XFSB", "xfs"),
-            (0, b"LUKS\xba\xbe", "LUKS"),
-            (0x10040, b"_BHRfS_M", "btrfs"),
-            (3, b"NTFS    ", "NTFS"),
-            (512, b"LABELONE", "LVM"),
-            (4096, RAID_MARK, "a RAID"),
-            (0, RAID_MARK, "a RAID"),
-            (54, b"FAT", "FAT"),
-            (82, b"FAT32", "FAT"),
-        ];
-        if let Some((_, _, name)) = marks.iter().find(|(at, mark, _)| has(*at, mark)) {
-            return Self::Other(name);
+        // One half of a mirror looks like what is on it, but for its own mark: nothing beside a filesystem's may be there.
+        let kinds = kinds(&window)?;
+        match kinds.iter().find(|kind| **kind != EXT) {
+            Some(kind) => Ok(Self::Other(word(kind))),
+            None if kinds.is_empty() => Ok(Self::Unknown),
+            None => Ok(Self::Ext(ext_name(&window)?)),
         }
-        if length(head.len()) >= 2048 && u16_at(head, 1024 + 0x38) == 0xef53 {
-            let journal = u32_at(head, 1024 + 0x5c) & 4 != 0;
-            // Extents, 64bit or flex_bg: no ext3 has one of them.
-            let new = u32_at(head, 1024 + 0x60) & 0x2c0 != 0;
-            return Self::Ext(if new {
-                "ext4"
-            } else if journal {
-                "ext3"
-            } else {
-                "ext2"
-            });
-        }
-        Self::Unknown
     }
 }
 
-/// Whether a member of a Linux RAID ends here: the versions 0.90 and 1.0 have their mark near the end.
-fn is_raid_by_its_end(window: &dyn Bytes) -> Result<bool> {
-    let sectors = window.size() / SECTOR;
-    for place in [(sectors & !127).checked_sub(128), sectors.checked_sub(16).map(|place| place & !7)] {
-        let Some(place) = place else { continue };
-        let mut mark = [0; RAID_MARK.len()];
-        window.read(&mut mark, GuestOffset(place * SECTOR))?;
-        if mark == RAID_MARK {
-            return Ok(true);
-        }
+/// A kind as people call it.
+fn word(kind: &'static str) -> &'static str {
+    match kind {
+        "XFS" => "xfs",
+        "LVM2" => "LVM",
+        "Linux RAID" => "a RAID",
+        kind => kind,
     }
-    Ok(false)
+}
+
+/// Which of the three a filesystem is, by its features.
+fn ext_name(bytes: &dyn Bytes) -> Result<&'static str> {
+    let mut features = [0; 8];
+    bytes.read(&mut features, GuestOffset(1024 + 0x5c))?;
+    let journal = u32_at(&features, 0) & 4 != 0;
+    // Extents, 64bit or flex_bg: no ext3 has one of them.
+    let new = u32_at(&features, 4) & 0x2c0 != 0;
+    Ok(if new {
+        "ext4"
+    } else if journal {
+        "ext3"
+    } else {
+        "ext2"
+    })
 }
 
 impl fmt::Display for Content {

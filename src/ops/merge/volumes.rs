@@ -19,6 +19,14 @@ use std::sync::{Arc, OnceLock};
 /// Longest file that a merge looks into, in bytes.
 const LONGEST: u64 = 64 * MIB;
 
+/// Refuses a file of `size` bytes that is too long to be looked into.
+pub(super) fn refuse_long(size: u64) -> Result<()> {
+    match size > LONGEST {
+        true => Err(Error::unsupported("a file of more than 64 MiB is not looked into")),
+        false => Ok(()),
+    }
+}
+
 /// Where a filesystem lies: a partition, or the whole disk as partition 0.
 pub type Place = Partition;
 
@@ -229,9 +237,7 @@ impl Contents for Volumes<'_> {
         }
         let filesystem = &self.three.of_version(of.0).filesystem;
         let inode = filesystem.inode(Ino(of.1))?;
-        if inode.size > LONGEST {
-            return Err(Error::unsupported("a file of more than 64 MiB is not looked into"));
-        }
+        refuse_long(inode.size)?;
         let mut bytes = vec![0; index(inode.size)];
         filesystem.content(&inode)?.read(0, &mut bytes)?;
         if of.0 != Version::Clone {

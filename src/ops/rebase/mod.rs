@@ -152,7 +152,7 @@ fn rebase_one(
     let work = store.begin_rebase(&request.clone, &exact, size)?;
     if *work.from() != report.from {
         let message = format!("clone {} was put on another base meanwhile; run it again", request.clone);
-        return Err(Error::new(Kind::Busy, message));
+        return Err(Error::new(Kind::Changed, message));
     }
     let filled = fill(store, &work, (request, bases), &mut report, progress);
     if !filled.map_err(|error| error.at(format!("clone {}", request.clone)))? {
@@ -178,9 +178,9 @@ fn plan_one(
 ) -> Result<Outcome> {
     let Some(mut report) = ends(store, request)? else { return Ok(Outcome::UpToDate) };
     let old = store.open_clone(&request.clone, Access::Read)?;
-    let new = store.open_base(&BaseRef::exact(report.onto.name.clone(), report.onto.version))?;
     match request.strategy {
         Strategy::Keep => {
+            let new = store.open_base(&BaseRef::exact(report.onto.name.clone(), report.onto.version))?;
             let count = Count::default();
             let shared = old.shared_with(new.files());
             difference(&old.disk, Against { disk: &new.disk, shared }, &count, progress)?;

@@ -13,6 +13,7 @@ use super::pair::Pairs;
 use super::plan::{Plan, plan};
 use super::rules::Rules;
 use super::tree::{self, Contents};
+use super::volumes::refuse_long;
 use super::{Three, Version};
 use crate::disk::Disk;
 use crate::error::{Error, Kind, Result};
@@ -22,8 +23,6 @@ use crate::guestfs::partitions::Partition;
 use crate::units::{MIB, index, length};
 use std::collections::HashMap;
 
-/// Longest file that is looked into, in bytes.
-const LONGEST: u64 = 64 * MIB;
 const PIECE: u64 = MIB;
 
 /// One version of a FAT filesystem.
@@ -97,9 +96,7 @@ impl Contents for Volumes<'_> {
 
     fn read(&self, of: (Version, u32)) -> Result<Vec<u8>> {
         let (volume, item) = self.item(of)?;
-        if u64::from(item.size) > LONGEST {
-            return Err(Error::unsupported("a file of more than 64 MiB is not looked into"));
-        }
+        refuse_long(item.size.into())?;
         let mut bytes = vec![0; item.size as usize];
         volume.fat.read(item, 0, &mut bytes)?;
         Ok(bytes)
