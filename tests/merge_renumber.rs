@@ -12,7 +12,7 @@ use cowshed::guestfs::ext4::FileKind;
 use cowshed::ops::merge::accounts::{Database, merge};
 use cowshed::ops::merge::renumber::{AccountFiles, Ids, Moves};
 use cowshed::ops::merge::rules::{Rules, Winner};
-use cowshed::ops::merge::{Pairs, Plan, Three, plan_system};
+use cowshed::ops::merge::{self, Pairs, Part, Plan, Three};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
@@ -195,7 +195,16 @@ impl Case {
         let contents = Three3(self.three.map(|fs| fs));
         let rules = Rules::preset().unwrap().and(rules).unwrap();
         let bases = Pairs::of_bases(&trees.old, &trees.base, true);
-        plan_system((trees.map(|tree| tree), &bases), &contents, &rules, "base", &moves).unwrap()
+        let part = Part { trees: trees.map(|tree| tree), contents: &contents };
+        let system = merge::System::of(&[part], &rules, "base", &moves).unwrap();
+        let (plan, findings) = (system.plan(part, &bases).unwrap(), system.findings());
+        let Plan { conflicts, settled, renumbered, .. } = findings;
+        Plan {
+            conflicts: [plan.conflicts, conflicts].concat(),
+            settled: [plan.settled, settled].concat(),
+            renumbered,
+            ..plan
+        }
     }
 
     fn merged(&self) -> (Plan, Fs) {

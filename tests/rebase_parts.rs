@@ -7,15 +7,15 @@ mod common {
     pub mod cli;
     pub mod ext;
     pub mod fat;
+    pub mod rebased;
     pub mod rng;
 }
 
 use common::cli::Shed;
-use common::cli::store::{file_digest, must, name};
+use common::cli::store::{file_digest, must};
 use common::ext::{Image, run, tool};
 use common::fat::Fat;
-use cowshed::store::{Access, BaseRef, CloneOptions, Store};
-use cowshed::units::GuestOffset;
+use common::rebased::clone_with;
 use std::fs;
 use std::path::Path;
 
@@ -123,18 +123,7 @@ impl Case {
         };
         import(&old, "old", &["--name", "os"]);
         import(&base, "new", &["--update", "os"]);
-        let store = Store::open(&shed.root()).unwrap();
-        store
-            .create_clones(&BaseRef::exact(name("os"), 1), &[name("web")], &CloneOptions::default())
-            .unwrap();
-        let open = store.open_clone(&name("web"), Access::Write).unwrap();
-        let (was, is) = (old.disk(&table), clone.disk(&table));
-        for (number, (was, is)) in was.chunks(4096).zip(is.chunks(4096)).enumerate() {
-            if was != is {
-                open.disk.write(is, GuestOffset(number as u64 * 4096)).unwrap();
-            }
-        }
-        open.close().unwrap();
+        clone_with(&shed, "web", &old.disk(&table), &clone.disk(&table));
         let bases = digests(&shed);
         Self { shed, bases }
     }

@@ -28,16 +28,29 @@ struct Header {
 
 /// The entries of the disk's table that lie inside the disk: of the primary one, else of its backup.
 pub(super) fn entries(disk: &dyn Bytes) -> Result<Vec<Partition>> {
+    let table = table(disk)?;
+    Ok(table.map_or_else(Vec::new, |(header, array)| parse_array(disk, &header, &array)))
+}
+
+/// The UUID and the name of each partition, by its number.
+pub(super) fn names(disk: &dyn Bytes) -> Result<Vec<(u32, [u8; 16], String)>> {
+    let Some((header, array)) = table(disk)? else { return Ok(Vec::new()) };
+    let entries = (1..).zip(array.chunks_exact(index(u64::from(header.entry))));
+    Ok(entries.filter_map(|(number, entry)| parse_names(number, entry)).collect())
+}
+
+/// The first header that is in order, with its array.
+fn table(disk: &dyn Bytes) -> Result<Option<(Header, Vec<u8>)>> {
     for sector in SECTOR_SIZES {
         let Some(last) = (disk.size() / sector).checked_sub(1) else { continue };
         for lba in [1, last] {
             let Some(header) = read_header(disk, sector, lba)? else { continue };
             if let Some(array) = read_array(disk, &header)? {
-                return Ok(parse_array(disk, &header, &array));
+                return Ok(Some((header, array)));
             }
         }
     }
-    Ok(Vec::new())
+    Ok(None)
 }
 
 /// A table whose two copies agree, in bytes.
@@ -160,6 +173,13 @@ fn parse_entry(disk: &dyn Bytes, header: &Header, number: u32, entry: &[u8]) -> 
     }
     let count = last.checked_sub(first)?.checked_add(1)?;
     inside(disk, number, PartitionKind::Gpt(kind), header.sector, first, count)
+}
+
+/// The name is 36 units of UTF-16, ended by a zero when it is shorter.
+fn parse_names(number: u32, entry: &[u8]) -> Option<(u32, [u8; 16], String)> {
+    let units = entry.get(56..128)?.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
+    let name: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
+    Some((number, entry.get(16..32)?.try_into().ok()?, String::from_utf16_lossy(&name)))
 }
 
 fn fits(disk: &dyn Bytes, at: u64, len: u64) -> bool {

@@ -10,6 +10,7 @@ mod ext_resize;
 pub mod fat;
 pub mod free;
 mod fsck;
+pub mod fstab;
 mod gpt;
 mod mbr;
 pub mod partitions;

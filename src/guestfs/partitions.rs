@@ -6,9 +6,9 @@
 
 use super::{gpt, mbr};
 use crate::disk::Disk;
-use crate::error::Result;
-use crate::units::{GuestOffset, SECTOR, index};
-use std::fmt;
+use crate::error::{Error, Result};
+use crate::units::{GuestOffset, SECTOR, index, length};
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 /// Most partitions that are reported for one disk.
@@ -52,6 +52,18 @@ impl<B: Bytes + ?Sized> Bytes for Arc<B> {
     }
 }
 
+/// What was read of a disk before.
+impl Bytes for Vec<u8> {
+    fn size(&self) -> u64 {
+        length(self.len())
+    }
+    fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
+        let from = self.get(index(at.0.min(self.size()))..).and_then(|from| from.get(..buf.len()));
+        buf.copy_from_slice(from.ok_or_else(|| Error::invalid("a read past the end of a disk"))?);
+        Ok(())
+    }
+}
+
 /// What a partition table says a partition is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartitionKind {
@@ -88,15 +100,21 @@ impl fmt::Display for PartitionKind {
             Self::Mbr(kind) => return write!(f, "{kind:#04x}"),
             Self::Gpt(guid) => guid,
         };
-        // The first three fields of a GUID are little endian on the disk.
-        for at in [3, 2, 1, 0, 16, 5, 4, 16, 7, 6, 16, 8, 9, 16, 10, 11, 12, 13, 14, 15] {
-            match g.get(at) {
-                Some(byte) => write!(f, "{byte:02X}")?,
-                None => f.write_str("-")?,
-            }
-        }
-        Ok(())
+        f.write_str(&guid_text(g))
     }
+}
+
+/// A GUID in words, from its 16 bytes as they stand on the disk, where its first three fields are little endian.
+fn guid_text(guid: &[u8; 16]) -> String {
+    let mut text = String::with_capacity(36);
+    for at in [3, 2, 1, 0, 16, 5, 4, 16, 7, 6, 16, 8, 9, 16, 10, 11, 12, 13, 14, 15] {
+        match guid.get(at) {
+            // Nothing can fail on the way into a string.
+            Some(byte) => drop(write!(text, "{byte:02X}")),
+            None => text.push('-'),
+        }
+    }
+    text
 }
 
 /// One partition of a disk.
@@ -153,6 +171,26 @@ pub fn places(disk: &dyn Bytes) -> Result<Vec<Partition>> {
         found.push(Partition { number: 0, start: GuestOffset(0), len: disk.size(), kind });
     }
     Ok(found)
+}
+
+/// What the partition table calls partition `number` of `disk`: its UUID, as Linux writes it, and its name; both are
+/// empty when there is no such partition.
+///
+/// # Errors
+/// Only what reading the disk gives.
+pub fn own_names(disk: &dyn Bytes, number: u32) -> Result<(String, String)> {
+    let mut sector = [0; index(SECTOR)];
+    if number == 0 || disk.size() < SECTOR {
+        return Ok(Default::default());
+    }
+    disk.read(&mut sector, GuestOffset(0))?;
+    let Some(table) = mbr::Table::parse(&sector) else { return Ok(Default::default()) };
+    if !table.is_protective() {
+        // The disk's signature and the partition's number.
+        return Ok((format!("{:08x}-{number:02x}", u32_at(&sector, 440)), String::new()));
+    }
+    let found = gpt::names(disk)?.into_iter().find(|(known, _, _)| *known == number);
+    Ok(found.map(|(_, guid, name)| (guid_text(&guid), name)).unwrap_or_default())
 }
 
 fn without_overlaps(mut entries: Vec<Partition>) -> Vec<Partition> {

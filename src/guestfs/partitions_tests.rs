@@ -1,23 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 use super::*;
-use crate::error::Error;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 const DISK: u64 = 64 << 20;
-
-impl Bytes for Vec<u8> {
-    fn size(&self) -> u64 {
-        self.len() as u64
-    }
-    fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
-        let end = usize::try_from(at.0).unwrap() + buf.len();
-        let bytes = self.get(end - buf.len()..end).ok_or_else(|| Error::invalid("outside of the disk"))?;
-        buf.copy_from_slice(bytes);
-        Ok(())
-    }
-}
 
 fn made_by(size: u64, program: &str, arguments: &[&str], input: &str) -> Vec<u8> {
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -65,28 +65,13 @@ impl Swap {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::{HEADER, SLEEPING, Swap};
-    use crate::error::Result;
-    use crate::guestfs::partitions::Bytes;
-    use crate::units::{GuestOffset, index, length};
+    use crate::units::{index, length};
 
-    struct Place(Vec<u8>);
-
-    impl Bytes for Place {
-        fn size(&self) -> u64 {
-            length(self.0.len())
-        }
-        fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
-            let at = index(at.0);
-            buf.copy_from_slice(&self.0[at..at + buf.len()]);
-            Ok(())
-        }
-    }
-
-    fn place(page: usize, signature: &[u8]) -> Place {
+    fn place(page: usize, signature: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; 1 << 20];
         bytes[1028..1032].copy_from_slice(&99_u32.to_le_bytes());
         bytes[page - 10..page - 10 + signature.len()].copy_from_slice(signature);
-        Place(bytes)
+        bytes
     }
 
     #[test]
@@ -97,8 +82,8 @@ mod tests {
             assert!(found.fits(100 * length(page)) && !found.fits(100 * length(page) - 1));
         }
         assert_eq!(Swap::find(&place(4096, b"SWAPSPACE3")).unwrap(), None);
-        assert_eq!(Swap::find(&Place(vec![0; 4095])).unwrap(), None);
-        assert_eq!(Swap::find(&Place(vec![0; index(HEADER)])).unwrap(), None);
+        assert_eq!(Swap::find(&vec![0; 4095]).unwrap(), None);
+        assert_eq!(Swap::find(&vec![0; index(HEADER)]).unwrap(), None);
     }
 
     #[test]
@@ -107,7 +92,7 @@ mod tests {
             assert!(Swap::find(&place(4096, signature)).unwrap().unwrap().hibernated);
         }
         let mut twice = place(4096, b"SWAPSPACE2");
-        twice.0[8182..8191].copy_from_slice(b"S1SUSPEND");
+        twice[8182..8191].copy_from_slice(b"S1SUSPEND");
         assert!(Swap::find(&twice).unwrap().unwrap().hibernated);
     }
 }

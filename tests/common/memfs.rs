@@ -266,7 +266,7 @@ impl Fs {
                 files.get_mut(child).unwrap().names.push((*ino, name.clone()));
             }
         }
-        Tree { files, root: ROOT }
+        Tree { files, root: ROOT, ..Tree::default() }
     }
 
     /// What is at each path.

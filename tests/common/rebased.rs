@@ -37,6 +37,19 @@ pub fn copy(ext: &Image) -> Image {
     copy
 }
 
+/// A clone of `os@1`, whose content is `old`, that becomes `new` by writing what differs.
+pub fn clone_with(shed: &Shed, clone: &str, old: &[u8], new: &[u8]) {
+    let store = Store::open(&shed.root()).unwrap();
+    store.create_clones(&BaseRef::exact(name("os"), 1), &[name(clone)], &CloneOptions::default()).unwrap();
+    let open = store.open_clone(&name(clone), Access::Write).unwrap();
+    for (number, (old, new)) in old.chunks(1024).zip(new.chunks(1024)).enumerate() {
+        if old != new {
+            open.disk.write(new, GuestOffset(number as u64 * 1024)).unwrap();
+        }
+    }
+    open.close().unwrap();
+}
+
 impl Case {
     pub fn new() -> Self {
         Self::with(|_| {}, |_| {})
@@ -83,17 +96,7 @@ impl Case {
 
     /// A clone of the first version with the content of `disk`.
     pub fn clone(&self, clone: &str, disk: &Image) {
-        let store = Store::open(&self.shed.root()).unwrap();
-        let first = BaseRef::exact(name("os"), 1);
-        store.create_clones(&first, &[name(clone)], &CloneOptions::default()).unwrap();
-        let open = store.open_clone(&name(clone), Access::Write).unwrap();
-        let (old, new) = (fs::read(self.old.path()).unwrap(), fs::read(disk.path()).unwrap());
-        for (number, (old, new)) in old.chunks(1024).zip(new.chunks(1024)).enumerate() {
-            if old != new {
-                open.disk.write(new, GuestOffset(number as u64 * 1024)).unwrap();
-            }
-        }
-        open.close().unwrap();
+        clone_with(&self.shed, clone, &fs::read(self.old.path()).unwrap(), &fs::read(disk.path()).unwrap());
     }
 
     /// All that a clone's disk holds.

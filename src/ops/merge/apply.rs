@@ -1,5 +1,6 @@
 //! The steps of a plan, carried out on a filesystem of the new base.
 
+use super::derived::{BOOT_UNIT, Comeback, boot_unit};
 use super::plan::Plan;
 use super::steps::Step;
 use super::tree::Tree;
@@ -11,6 +12,7 @@ use crate::guestfs::ext4::Ino;
 use crate::guestfs::{Time, Verdict, fsck};
 use crate::ops::{Progress, check_cancelled};
 use crate::units::{MIB, index, length};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Content is read and written in pieces of this many bytes.
@@ -19,14 +21,14 @@ const PIECE: usize = index(MIB);
 const UNITS: &[u8] = b"/etc/systemd/system";
 const WANTS: &[u8] = b"sysinit.target.wants";
 
-/// Carries out `plan` on `volume`, which holds the new base's filesystem; then `e2fsck` must find nothing. `program` is
-/// our own one, `folder` has room for the filesystem's metadata.
+/// Carries out `plan` on `volume`, which holds the new base's filesystem; then `e2fsck` must find nothing. `comebacks` are
+/// those of all that the system has lost. `program` is our own one, `folder` has room for the filesystem's metadata.
 ///
 /// # Errors
 /// `NoSpace` when the filesystem is too small for both sides' files; `Corrupt` when `e2fsck` finds anything; what the
 /// steps, or reading the three versions, give. The volume is then to be thrown away.
 pub fn apply(
-    plan: &Plan,
+    (plan, comebacks): (&Plan, &BTreeSet<Comeback>),
     volumes: &Volumes<'_>,
     trees: Three<&Tree>,
     volume: &dyn Volume,
@@ -42,7 +44,7 @@ pub fn apply(
             Step::Copy { node, from } => copy(&mut editor, *node, volumes, *from)?,
         }
     }
-    add_boot_unit(&mut editor, plan, trees.base)?;
+    add_boot_unit(&mut editor, comebacks, trees.base)?;
     let report = editor.finish()?;
     match fsck(program, volume, folder)? {
         Verdict::Clean => Ok(report),
@@ -70,8 +72,9 @@ fn copy(editor: &mut Editor<'_>, node: Node, volumes: &Volumes<'_>, from: (Versi
 }
 
 /// Writes the unit that makes derived files again at the next boot, where the system has systemd.
-fn add_boot_unit(editor: &mut Editor<'_>, plan: &Plan, base: &Tree) -> Result<()> {
-    let (Some((name, text)), Some(units)) = (&plan.boot_unit, base.find(UNITS)) else { return Ok(()) };
+fn add_boot_unit(editor: &mut Editor<'_>, comebacks: &BTreeSet<Comeback>, base: &Tree) -> Result<()> {
+    let (Some(text), Some(units)) = (boot_unit(comebacks), base.find(UNITS)) else { return Ok(()) };
+    let name = BOOT_UNIT;
     let known = |folder: u32, name: &[u8]| base.file(folder).children.get(name).copied();
     if known(units, name.as_bytes()).is_some() {
         return Ok(());

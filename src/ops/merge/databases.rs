@@ -6,7 +6,7 @@ use super::fate::{Clash, Conflict};
 use super::keyed::Merged;
 use super::renumber::Moves;
 use super::rules::{Decision, Rules, Winner};
-use super::tree::{Contents, Tree};
+use super::tree::{Contents, File, Tree};
 use super::{Side, Three, Version, accounts, dpkg};
 use crate::error::Result;
 use crate::guestfs::ext4::FileKind;
@@ -34,18 +34,36 @@ pub(super) struct Databases {
     pub(super) accounts: bool,
 }
 
-/// Files of the three trees by their paths.
-struct Files<'a> {
-    trees: Three<&'a Tree>,
-    contents: &'a dyn Contents,
+/// One of the filesystems that a system has its files on.
+#[derive(Clone, Copy)]
+pub struct Part<'a> {
+    /// Its trees; all three are mounted at the same place.
+    pub trees: Three<&'a Tree>,
+    /// What its files hold.
+    pub contents: &'a dyn Contents,
 }
 
+/// Files of a system by their paths.
+struct Files<'a>(&'a [Part<'a>]);
+
 impl Files<'_> {
+    /// The filesystem that a path leads to, and its tree.
+    fn part(&self, version: Version, path: &[u8]) -> Option<(&Part<'_>, &Tree)> {
+        let all = self.0.iter().map(|part| (part, *part.trees.of_version(version)));
+        all.filter(|(_, tree)| tree.has_below(path)).max_by_key(|(_, tree)| tree.above.len())
+    }
+
+    /// A file of any kind.
+    fn file(&self, version: Version, path: &[u8]) -> Option<&File> {
+        let (_, tree) = self.part(version, path)?;
+        tree.find(path).map(|ino| tree.file(ino))
+    }
+
     /// A file's content; nothing when there is none.
     fn read(&self, version: Version, path: &[u8]) -> Result<Option<Vec<u8>>> {
-        let tree = self.trees.of_version(version);
+        let Some((part, tree)) = self.part(version, path) else { return Ok(None) };
         match tree.find(path).filter(|ino| tree.file(*ino).kind == FileKind::Regular) {
-            Some(ino) => self.contents.read((version, ino)).map(Some),
+            Some(ino) => part.contents.read((version, ino)).map(Some),
             None => Ok(None),
         }
     }
@@ -58,16 +76,17 @@ impl Files<'_> {
 
     /// Where links lead.
     fn links(&self, path: &[u8]) -> Three<Option<Vec<u8>>> {
-        self.trees.map(|tree| {
-            let file = tree.find(path).map(|ino| tree.file(ino));
-            file.filter(|file| file.kind == FileKind::Symlink).map(|file| file.target.clone())
-        })
+        let link = |version| {
+            let file = self.file(version, path).filter(|file| file.kind == FileKind::Symlink);
+            file.map(|file| file.target.clone())
+        };
+        Three { old: link(Version::Old), base: link(Version::Base), clone: link(Version::Clone) }
     }
 
     /// The names in a folder, of all versions.
     fn names(&self, path: &[u8]) -> BTreeSet<Vec<u8>> {
-        let trees = [self.trees.old, self.trees.base, self.trees.clone];
-        let folders = trees.iter().filter_map(|tree| tree.find(path).map(|ino| tree.file(ino)));
+        let versions = [Version::Old, Version::Base, Version::Clone];
+        let folders = versions.into_iter().filter_map(|version| self.file(version, path));
         folders.flat_map(|folder| folder.children.keys().cloned()).collect()
     }
 }
@@ -77,13 +96,8 @@ impl Databases {
     ///
     /// # Errors
     /// `Corrupt` when one breaks its format; whatever reading them gives.
-    pub(super) fn of(
-        trees: Three<&Tree>,
-        contents: &dyn Contents,
-        rules: &Rules,
-        moves: &Moves,
-    ) -> Result<Self> {
-        let files = Files { trees, contents };
+    pub(super) fn of(parts: &[Part<'_>], rules: &Rules, moves: &Moves) -> Result<Self> {
+        let files = Files(parts);
         let mut all = Self::default();
         let status = files.three(STATUS)?;
         if status.clear().is_none() {
@@ -96,7 +110,7 @@ impl Databases {
 
     /// The accounts' databases in which numbers of the base are moved; the others are merged as they come up.
     fn accounts(&mut self, files: &Files<'_>, rules: &Rules, moves: &Moves) -> Result<()> {
-        self.accounts = files.trees.base.find(accounts::Database::Passwd.path()).is_some();
+        self.accounts = files.file(Version::Base, accounts::Database::Passwd.path()).is_some();
         for database in accounts::Database::ALL.into_iter().filter(|_| !moves.is_empty()) {
             let path = database.path();
             let three = files.three(path)?;
@@ -199,14 +213,14 @@ fn slices(pairs: &[(Vec<u8>, Vec<u8>)]) -> Vec<(&[u8], &[u8])> {
 
 /// The lists of the files of packages: names without `.list`, and the lists.
 fn lists(files: &Files<'_>, version: Version) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let tree = files.trees.of_version(version);
+    let Some((part, tree)) = files.part(version, INFO) else { return Ok(Vec::new()) };
     let Some(folder) = tree.find(INFO) else { return Ok(Vec::new()) };
     let mut lists = Vec::new();
     for (name, ino) in &tree.file(folder).children {
         if let Some(name) = name.strip_suffix(b".list")
             && tree.file(*ino).kind == FileKind::Regular
         {
-            lists.push((name.to_vec(), files.contents.read((version, *ino))?));
+            lists.push((name.to_vec(), part.contents.read((version, *ino))?));
         }
     }
     Ok(lists)

@@ -31,10 +31,11 @@ mod version;
 pub mod volumes;
 
 pub use apply::apply;
+pub use databases::Part;
 pub use decide::{Forced, Input};
 pub use fate::{Clash, Conflict};
 pub use pair::Pairs;
-pub use plan::{Plan, plan, plan_system};
+pub use plan::{Plan, System, plan, volatile_in_a_sentence};
 pub use steps::Step;
 pub use version::Version;
 

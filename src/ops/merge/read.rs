@@ -28,7 +28,7 @@ pub fn tree<B: Bytes>(filesystem: &Ext4<B>) -> Result<Tree> {
         let inode = inode?;
         inodes.insert(inode.ino.0, inode);
     }
-    let mut tree = Tree { files: HashMap::new(), root: ROOT };
+    let mut tree = Tree { root: ROOT, ..Tree::default() };
     let root = inodes.get(&ROOT).ok_or_else(|| Error::corrupt("the filesystem has no root folder"))?;
     tree.files.insert(ROOT, file(filesystem, root)?);
     let mut folders = vec![ROOT];

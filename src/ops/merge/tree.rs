@@ -52,6 +52,8 @@ pub struct Tree {
     pub files: HashMap<u32, File>,
     /// The root folder.
     pub root: u32,
+    /// Where its guest mounts it; empty for `/`, and no slash at its end. All paths begin with it.
+    pub above: Vec<u8>,
 }
 
 impl File {
@@ -70,7 +72,7 @@ impl Tree {
         &self.files[&ino]
     }
 
-    /// The first of a file's paths, absolute; `/` for the root.
+    /// The first of a file's paths in the guest, absolute; where it is mounted for the root.
     #[must_use]
     pub fn path(&self, ino: u32) -> Vec<u8> {
         let (mut parts, mut here) = (Vec::new(), ino);
@@ -82,7 +84,7 @@ impl Tree {
             parts.push(name.as_slice());
             here = *folder;
         }
-        let mut path = Vec::new();
+        let mut path = self.above.clone();
         for part in parts.iter().rev() {
             path.push(b'/');
             path.extend_from_slice(part);
@@ -90,10 +92,21 @@ impl Tree {
         if path.is_empty() { vec![b'/'] } else { path }
     }
 
-    /// The file at an absolute path; links are not followed.
+    /// What of a path is below the place where it is mounted; nothing for a path that does not lead there.
+    fn below<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
+        path.strip_prefix(&self.above[..]).filter(|below| below.is_empty() || below.starts_with(b"/"))
+    }
+
+    /// Whether a path leads to where it is mounted, or below.
+    pub(super) fn has_below(&self, path: &[u8]) -> bool {
+        self.below(path).is_some()
+    }
+
+    /// The file at an absolute path of the guest; links are not followed.
     #[must_use]
     pub fn find(&self, path: &[u8]) -> Option<u32> {
-        let parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
+        let below = self.below(path)?;
+        let parts = below.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
         parts.into_iter().try_fold(self.root, |here, part| self.files.get(&here)?.children.get(part).copied())
     }
 }

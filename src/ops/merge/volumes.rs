@@ -130,6 +130,23 @@ impl<'a> Volume<'a> {
         read::tree(&self.filesystem)
     }
 
+    /// All bytes of a regular file.
+    fn content_of(&self, ino: u32) -> Result<Vec<u8>> {
+        refuse_long(self.filesystem.inode(Ino(ino))?.size)?;
+        self.start_of(ino, LONGEST)
+    }
+
+    /// The first bytes of a regular file, at most `most`.
+    ///
+    /// # Errors
+    /// Whatever reading them gives.
+    pub fn start_of(&self, ino: u32, most: u64) -> Result<Vec<u8>> {
+        let inode = self.filesystem.inode(Ino(ino))?;
+        let mut bytes = vec![0; index(inode.size.min(most))];
+        self.filesystem.content(&inode)?.read(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// The run that byte `at` of the disk is in, which lies in its place.
     ///
     /// One pass over the disk's tables answers for all files: to ask the disk for each would go through them each time.
@@ -235,11 +252,7 @@ impl Contents for Volumes<'_> {
         if let Some(known) = self.compared.known(of) {
             return Ok(known.to_vec());
         }
-        let filesystem = &self.three.of_version(of.0).filesystem;
-        let inode = filesystem.inode(Ino(of.1))?;
-        refuse_long(inode.size)?;
-        let mut bytes = vec![0; index(inode.size)];
-        filesystem.content(&inode)?.read(0, &mut bytes)?;
+        let bytes = self.three.of_version(of.0).content_of(of.1)?;
         if of.0 != Version::Clone {
             self.compared.keep(of, &bytes);
         }

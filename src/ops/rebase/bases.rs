@@ -1,5 +1,6 @@
 //! Two versions of a base as merges see them: opened and read once for all clones that move from one to the other.
 
+use super::mounts::Mounts;
 use crate::error::{Error, Kind, Result};
 use crate::guestfs::partitions::{Partition, partitions, places};
 use crate::ops::merge::Pairs;
@@ -21,6 +22,8 @@ pub(super) struct Pair {
     layout: Vec<Partition>,
     /// Places that a filesystem may be in, in the order of the disk, with the one that both have there.
     pub(super) places: Vec<(Place, Option<Both>)>,
+    /// Where their guest mounts them.
+    pub(super) mounts: Mounts,
 }
 
 /// One filesystem in both versions.
@@ -75,9 +78,15 @@ impl Pair {
         let mut found = places(&shorter.disk)?;
         found.sort_by_key(|place| place.start.0);
         let both = |place: Place| Ok((place, Both::open(&old, &new, &place)?));
-        let places = found.into_iter().map(both).collect::<Result<Vec<_>>>()?;
+        let mut places = found.into_iter().map(both).collect::<Result<Vec<_>>>()?;
+        let mounts = Mounts::find(&old.disk, &places)?;
+        for (place, both) in &mut places {
+            if let (Some(both), Some(at)) = (both, mounts.of(place)) {
+                both.trees.iter_mut().for_each(|tree| tree.above = at.to_vec());
+            }
+        }
         let (from, onto, shared) = (from.clone(), onto.clone(), old.shared_with(new.files()));
-        Ok(Self { from, onto, old, new, shared, layout, places })
+        Ok(Self { from, onto, old, new, shared, layout, places, mounts })
     }
 
     /// Refuses a disk of a clone that is laid out in another way than the one that it was made from.

@@ -1,7 +1,8 @@
 //! The merge of a clone's disk: filesystem by filesystem by files, everything else as a whole.
 
 use super::bases::{self, Both, Pair, named, volume};
-use super::parts::{self, Fat, Part};
+use super::mounts::refuse_sleeping;
+use super::parts::{self, Fat};
 use super::{MergeSettings, Merged};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -10,14 +11,16 @@ use crate::guestfs::edit::Volume as _;
 use crate::guestfs::partitions::partitions;
 use crate::ops::Progress;
 use crate::ops::merge::accounts::Database;
+use crate::ops::merge::derived::Comeback;
 use crate::ops::merge::renumber::{AccountFiles, Ids, Moves};
 use crate::ops::merge::rules::Rules;
 use crate::ops::merge::tree::Tree;
 use crate::ops::merge::volumes::{Place, Volume, Volumes};
-use crate::ops::merge::{Plan, Three, apply, plan_system};
+use crate::ops::merge::{Part, Plan, Side, System, Three, apply};
 use crate::ops::scan::{Against, difference_in};
 use crate::ops::version::Delta;
 use crate::units::{GuestOffset, length};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -41,6 +44,8 @@ struct Opened<'a> {
 struct Filesystem<'a> {
     opened: Opened<'a>,
     plan: Plan,
+    /// How the files come back that are left out here and on the system's other filesystems.
+    comebacks: BTreeSet<Comeback>,
 }
 
 /// A merge that is planned.
@@ -82,7 +87,7 @@ pub(super) fn prepare<'a>(
         let clone = bases.as_ref().map(|_| volume(clone, place, "the clone")).transpose()?.flatten();
         match bases.as_ref().zip(clone) {
             Some((bases, clone)) => found.push(Opened::new(place, bases, clone, disks.shared)?),
-            None => rest.push(place),
+            None => rest.push((place, pair.mounts.of(place))),
         }
     }
     between.push(at..disks.three.base.size());
@@ -91,6 +96,9 @@ pub(super) fn prepare<'a>(
             "there is no ext2, ext3 or ext4 filesystem on its disk to merge; --strategy keep or replace does without",
         ));
     }
+    let of = |side| -> Vec<_> { found.iter().map(|opened: &Opened<'_>| opened.of(side)).collect() };
+    refuse_sleeping(&of(Side::Base), "the new base")?;
+    refuse_sleeping(&of(Side::Clone), "the clone")?;
     let mut work = Work::new(disks);
     let mut hidden = None;
     for range in between.into_iter().filter(|range| !range.is_empty()) {
@@ -101,12 +109,14 @@ pub(super) fn prepare<'a>(
         hidden = hidden.or(work.take(part));
     }
     let moves = moves(&found, &settings.rules, hidden.as_deref())?;
-    for opened in found {
-        let trees = (opened.trees(), &opened.bases.pairs);
-        let plan = plan_system(trees, &opened.volumes(), &settings.rules, &label, &moves)?;
-        work.report.add(&plan);
-        work.filesystems.push(Filesystem { opened, plan });
+    let systems = match pair.mounts.one_system {
+        true => vec![found],
+        false => found.into_iter().map(|alone| vec![alone]).collect(),
+    };
+    for filesystems in systems {
+        work.plan(filesystems, (&settings.rules, &label, &moves))?;
     }
+    work.report.finish();
     Ok(work)
 }
 
@@ -133,13 +143,21 @@ impl<'a> Opened<'a> {
     /// Reads the clone's tree; another filesystem than the bases' is refused.
     fn new(place: &Place, bases: &'a Both, clone: Volume<'a>, shared: [usize; 2]) -> Result<Self> {
         bases.refuse_other(place, &clone)?;
-        let tree = bases::tree(&clone, place, "the clone")?;
+        let mut tree = bases::tree(&clone, place, "the clone")?;
+        tree.above.clone_from(&bases.trees[0].above);
         Ok(Self { place: *place, bases, clone, tree, shared })
     }
 
     fn volumes(&self) -> Volumes<'_> {
         let three = Three { old: &self.bases.old, base: &self.bases.new, clone: &self.clone };
         Volumes { three, shared: self.shared, compared: &self.bases.compared }
+    }
+
+    fn of(&self, side: Side) -> (&Tree, &Volume<'_>) {
+        match side {
+            Side::Base => (&self.bases.trees[1], &self.bases.new),
+            Side::Clone => (&self.tree, &self.clone),
+        }
     }
 
     fn trees(&self) -> Three<&Tree> {
@@ -154,8 +172,30 @@ impl<'a> Work<'a> {
         Self { disks, filesystems, fats, copied, report: Merged::default() }
     }
 
+    /// Plans the merge of the filesystems of one system.
+    fn plan(
+        &mut self,
+        filesystems: Vec<Opened<'a>>,
+        (rules, label, moves): (&Rules, &str, &Moves),
+    ) -> Result<()> {
+        let volumes: Vec<Volumes<'_>> = filesystems.iter().map(Opened::volumes).collect();
+        let of_each = filesystems.iter().zip(&volumes);
+        let parts: Vec<Part<'_>> =
+            of_each.map(|(opened, volumes)| Part { trees: opened.trees(), contents: volumes }).collect();
+        let system = System::of(&parts, rules, label, moves)?;
+        let plans = parts.iter().zip(&filesystems);
+        let plans: Vec<Plan> =
+            plans.map(|(part, opened)| system.plan(*part, &opened.bases.pairs)).collect::<Result<_>>()?;
+        plans.iter().chain([&system.findings()]).for_each(|plan| self.report.add(plan));
+        let comebacks: BTreeSet<Comeback> = plans.iter().flat_map(Plan::comebacks).collect();
+        for (opened, plan) in filesystems.into_iter().zip(plans) {
+            self.filesystems.push(Filesystem { opened, plan, comebacks: comebacks.clone() });
+        }
+        Ok(())
+    }
+
     /// Notes what becomes of a part; tells when there may be files in it that nobody sees.
-    fn take(&mut self, part: Part<'a>) -> Option<String> {
+    fn take(&mut self, part: parts::Part<'a>) -> Option<String> {
         if let Some(fat) = part.fat {
             self.report.add(&fat.plan);
             self.fats.push(fat);
@@ -175,14 +215,14 @@ impl<'a> Work<'a> {
         (program, folder): (&Path, &Path),
         progress: &dyn Progress,
     ) -> Result<()> {
-        for Filesystem { opened, plan } in &self.filesystems {
+        for Filesystem { opened, plan, comebacks } in &self.filesystems {
             let window = Window::new(new, &opened.place)?;
             // The base may have been left without an unmount.
             let replayed = opened.bases.new.filesystem.bytes();
             for (block, data) in replayed.written() {
                 window.write(data, GuestOffset(block.0 * length(data.len())))?;
             }
-            apply(plan, &opened.volumes(), opened.trees(), &window, (program, folder), progress)
+            apply((plan, comebacks), &opened.volumes(), opened.trees(), &window, (program, folder), progress)
                 .map_err(|error| error.at(named(opened.place.number)))?;
         }
         for fat in &self.fats {

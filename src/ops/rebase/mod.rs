@@ -3,12 +3,13 @@
 mod bases;
 mod fleet;
 mod merge;
+mod mounts;
 mod parts;
 mod start;
 
 use super::Progress;
 use super::merge::rules::Rules;
-use super::merge::{Conflict, Plan};
+use super::merge::{Conflict, Plan, volatile_in_a_sentence};
 use super::scan::{Against, Count, difference};
 use super::version::Delta;
 use crate::error::{Error, Kind, Result};
@@ -120,6 +121,14 @@ impl Merged {
         self.derived.extend(plan.derived.iter().map(text));
         self.packages.extend(plan.packages.iter().map(ToString::to_string));
         self.broken.extend(plan.broken.iter().cloned());
+    }
+
+    /// All filesystems are in it.
+    fn finish(&mut self) {
+        for list in [&mut self.conflicts, &mut self.volatile] {
+            list.sort_by(|a, b| (&a.path, a.clash).cmp(&(&b.path, b.clash)));
+        }
+        self.settled.extend(volatile_in_a_sentence(&self.volatile));
     }
 
     /// The conflicts that nobody decided.

@@ -2,6 +2,7 @@
 
 use super::bases::named;
 use super::merge::Disks;
+use super::mounts::sleeping;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::guestfs::Window;
@@ -50,13 +51,13 @@ pub(super) fn between(disks: Disks<'_>, range: Range<u64>, progress: &dyn Progre
 }
 
 /// What becomes of a place that has no filesystem of the ext family in all three versions; `label` as for
-/// [`crate::ops::merge::plan`].
+/// [`crate::ops::merge::plan`]; `at` is where its guest mounts it, if that is known.
 ///
 /// # Errors
 /// `Unsupported` when both sides changed what cannot be merged, or a side hibernates; whatever reading gives.
 pub(super) fn place<'a>(
     disks: Disks<'a>,
-    place: &Place,
+    (place, at): (&Place, Option<&[u8]>),
     (rules, label): (&Rules, &str),
     progress: &dyn Progress,
 ) -> Result<Part<'a>> {
@@ -67,7 +68,7 @@ pub(super) fn place<'a>(
         return Ok(swap(place, &Three { old, base, clone }, &changed));
     }
     if changed.base && changed.clone {
-        let merged = Fat::plan(disks.three, place, rules, label)
+        let merged = Fat::plan(disks.three, (place, at), rules, label)
             .map_err(|error| error.at(format!("{}, which both sides changed", named(place.number))))?;
         if merged.is_some() {
             return Ok(Part { fat: merged, ..Part::default() });
@@ -83,7 +84,12 @@ pub(super) fn place<'a>(
 
 impl<'a> Fat<'a> {
     /// Plans the merge of a place that has a FAT filesystem in all three versions.
-    fn plan(three: Three<&'a Disk>, place: &Place, rules: &Rules, label: &str) -> Result<Option<Self>> {
+    fn plan(
+        three: Three<&'a Disk>,
+        (place, at): (&Place, Option<&[u8]>),
+        rules: &Rules,
+        label: &str,
+    ) -> Result<Option<Self>> {
         let open =
             |disk: &'a Disk, name: &str| fat::Volume::open(disk, place).map_err(|error| error.at(name));
         let found = [
@@ -96,7 +102,8 @@ impl<'a> Fat<'a> {
             return Err(Error::unsupported("one side has another filesystem there (another serial number)"));
         }
         let volumes = Three { old, base, clone };
-        let plan = fat::plan_fat(&volumes, &fat::mount_point(place), rules, label)?;
+        let above = at.map_or_else(|| fat::mount_point(place), folders);
+        let plan = fat::plan_fat(&volumes, &above, rules, label)?;
         Ok(Some(Self { place: *place, volumes, plan }))
     }
 
@@ -107,17 +114,19 @@ impl<'a> Fat<'a> {
     }
 }
 
+/// The folders that a path leads through.
+fn folders(path: &[u8]) -> Vec<String> {
+    let parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
+    parts.map(|part| String::from_utf8_lossy(part).into_owned()).collect()
+}
+
 /// The swap spaces of a place; one that a system sleeps in is refused, since it would wake up with another disk.
 fn swaps(three: Three<&Disk>, place: &Place) -> Result<Three<Option<Swap>>> {
     let find = |disk: &Disk| Swap::find(&Window::new(disk, place)?);
     let found = Three { old: find(three.old)?, base: find(three.base)?, clone: find(three.clone)? };
-    for (side, whose) in [(Side::Base, "new base"), (Side::Clone, "clone")] {
+    for (side, whose) in [(Side::Base, "the new base"), (Side::Clone, "the clone")] {
         if found.of(side).as_ref().is_some_and(|swap| swap.hibernated) {
-            return Err(Error::unsupported(format!(
-                "{} holds the memory of the {whose}, which hibernates and would wake up with another disk: start it \
-                 and shut it down first",
-                named(place.number)
-            )));
+            return Err(sleeping(&named(place.number), whose));
         }
     }
     Ok(found)

@@ -43,6 +43,18 @@ pub fn is_there(disk: &Disk, place: &Partition) -> Result<bool> {
     Ok(!matches!(Fat::open(Window::new(disk, place)?), Err(error) if error.kind() == Kind::Invalid))
 }
 
+/// The serial number of the FAT filesystem in `place`, if one is there that is in order.
+///
+/// # Errors
+/// Only what reading the disk gives.
+pub fn serial(disk: &Disk, place: &Partition) -> Result<Option<u32>> {
+    match Fat::open(Window::new(disk, place)?) {
+        Ok(fat) => Ok(Some(fat.serial())),
+        Err(error) if matches!(error.kind(), Kind::Invalid | Kind::Unsupported | Kind::Corrupt) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 impl<'a> Volume<'a> {
     /// The FAT filesystem in `place`; nothing when there is none.
     ///
@@ -103,8 +115,8 @@ impl Contents for Volumes<'_> {
     }
 }
 
-/// Where rules look for the files of a FAT partition: an EFI system partition is at `/boot/efi`, another one at
-/// `/partition-N`, for where it is mounted is not known.
+/// Where rules look for the files of a FAT partition whose guest does not say where it mounts it: an EFI system partition
+/// is at `/boot/efi`, another one at `/partition-N`.
 #[must_use]
 pub fn mount_point(place: &Partition) -> Vec<String> {
     match place.kind.is_efi_system() {

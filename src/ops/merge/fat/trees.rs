@@ -52,7 +52,7 @@ fn folded(fat: &Fat) -> Vec<String> {
 
 /// Numbers of items mean nothing in another version: each version has a generation of its own.
 fn tree(fat: &Fat, above: &[String], spelling: &Spelling, generation: u32) -> Tree {
-    let mut tree = Tree { files: HashMap::new(), root: ROOT };
+    let mut tree = Tree { root: ROOT, ..Tree::default() };
     let top = |item: Option<&Item>| file(item, generation);
     let mut here = ROOT;
     tree.files.insert(ROOT, top(None));
