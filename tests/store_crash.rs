@@ -258,6 +258,21 @@ fn rm_checkpoint_survives_power_cuts() {
 }
 
 #[test]
+fn rm_checkpoint_of_the_present_chain_survives_power_cuts() {
+    survives("rm --checkpoint of the present chain");
+}
+
+#[test]
+fn rm_checkpoint_between_others_survives_power_cuts() {
+    survives("rm --checkpoint between others");
+}
+
+#[test]
+fn resize_without_undo_survives_power_cuts() {
+    survives("resize --no-undo");
+}
+
+#[test]
 fn rename_survives_power_cuts() {
     survives("rename");
 }

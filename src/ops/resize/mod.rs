@@ -2,13 +2,15 @@
 
 mod disk;
 mod job;
+mod room;
 
-use super::Progress;
+use super::{Progress, fold};
 use crate::error::{Error, Kind, Result};
 use crate::guestfs::SharedDisk;
 use crate::store::{BaseRef, DISK_MAX, Name, Scratch, Store, Target};
 use crate::units::SECTOR;
 use job::Job;
+use room::Room;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +37,8 @@ pub struct ResizeRequest {
     pub size: Size,
     /// Leave partition and filesystem to the guest; only for a larger disk.
     pub image_only: bool,
+    /// Keep no checkpoint of the state from before: the clone's layer is made anew, with what is still seen.
+    pub no_undo: bool,
     /// Our own program, which knows [`crate::guestfs::edit::COMMAND`].
     pub program: PathBuf,
 }
@@ -60,6 +64,12 @@ pub struct Resized {
     /// The checkpoint that holds the state from before; none in a plan, or when there was nothing to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<u32>,
+    /// Room that the host must have meanwhile, more or less; only told by a plan without undo.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub needs_bytes: Option<u64>,
+    /// What the host gets back when there is no undo; of a plan more or less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freed_bytes: Option<u64>,
 }
 
 /// How small a disk can be.
@@ -103,7 +113,8 @@ impl Size {
     }
 }
 
-/// Gives a clone's disk another size. The state from before becomes a checkpoint: `undo` goes back to it.
+/// Gives a clone's disk another size. The state from before becomes a checkpoint, unless the request says that it shall not:
+/// `undo` goes back to it.
 ///
 /// # Errors
 /// `NotFound` (the clone, a program, FUSE), `Busy` while somebody has it open, `Invalid` for a size that its content does
@@ -114,6 +125,9 @@ pub fn resize(store: &Store, request: &ResizeRequest, progress: &dyn Progress) -
     let at = |error: Error| error.at(format!("clone {clone}"));
     let now = store.begin_resize(&clone, |from| Ok(request.size.of(from)?.unwrap_or(from)))?;
     let size = request.size.of(now.from())?;
+    if request.no_undo {
+        now.refuse_more().map_err(at)?;
+    }
     let job = Job {
         disk: now.disk(),
         from: now.from(),
@@ -126,7 +140,15 @@ pub fn resize(store: &Store, request: &ResizeRequest, progress: &dyn Progress) -
     let mut done = run(&job, clone.clone(), size, request.image_only).map_err(at)?;
     drop(job);
     super::check_cancelled(progress)?;
-    if done.to != done.from {
+    if done.to == done.from {
+        return Ok(done);
+    }
+    if request.no_undo {
+        let new = now.without_undo(done.to)?;
+        fold::copy(new.union(), progress).map_err(at)?;
+        super::check_cancelled(progress)?;
+        done.freed_bytes = Some(new.publish()?.bytes);
+    } else {
         done.checkpoint = Some(now.publish(done.to)?.number);
     }
     Ok(done)
@@ -151,12 +173,29 @@ pub fn plan(store: &Store, request: &ResizeRequest, progress: &dyn Progress) -> 
         stop: &|| progress.cancelled(),
         act: false,
     };
-    run(&job, clone.clone(), size, request.image_only).map_err(|error| error.at(format!("clone {clone}")))
+    let at = |error: Error| error.at(format!("clone {clone}"));
+    let mut planned = run(&job, clone.clone(), size, request.image_only).map_err(at)?;
+    if request.no_undo && planned.to != from {
+        let room = Room::of(store, &clone, &scratch.disk.disk, planned.to).map_err(at)?;
+        planned.needs_bytes = Some(room.needs_bytes);
+        planned.freed_bytes = Some(room.gives_back_bytes);
+    }
+    Ok(planned)
 }
 
 fn run(job: &Job<'_>, clone: Name, size: Option<u64>, image_only: bool) -> Result<Resized> {
     let from = job.from;
-    let begun = Resized { clone, from, to: from, minimum: None, changed: None, note: None, checkpoint: None };
+    let begun = Resized {
+        clone,
+        from,
+        to: from,
+        minimum: None,
+        changed: None,
+        note: None,
+        checkpoint: None,
+        needs_bytes: None,
+        freed_bytes: None,
+    };
     match size {
         Some(size) if size == from => Ok(begun),
         Some(size) if size > from => job.larger(size, image_only, begun),

@@ -1,0 +1,89 @@
+//! A new layer in the making that shows what layers of a clone show together.
+
+use super::create::NewLayer;
+use super::gate::{Chain, Way};
+use super::{Access, BaseId, Name, OpenDisk, Store};
+use crate::disk::{Disk, Layer};
+use crate::error::{Error, Result};
+use crate::qcow2::BackingName;
+use crate::storage::{Folder, HostFile, Storage};
+
+/// A clone's disk as it is, and an empty layer that shall show the same and stands on less.
+#[derive(Debug)]
+pub(crate) struct Union {
+    old: OpenDisk,
+    new: OpenDisk,
+    file: HostFile,
+}
+
+/// What the new layer stands on, and what it is like.
+pub(super) struct Under<'a> {
+    pub(super) clone: &'a Name,
+    /// The checkpoint below it; `None` for the base itself.
+    pub(super) checkpoint: Option<u32>,
+    pub(super) base: &'a BaseId,
+    pub(super) size: u64,
+    pub(super) compat: bool,
+}
+
+impl Store {
+    /// Makes the empty layer in `staged`; it shall show what `old` shows.
+    pub(super) fn begin_union(&self, old: OpenDisk, under: &Under<'_>, staged: &Folder) -> Result<Union> {
+        let way = Way::of(Access::Read);
+        let (backing, chain) = match under.checkpoint {
+            Some(number) => {
+                let (chain, _) = self.checkpoint_chain(under.clone, number, way)?;
+                (super::checkpoint::checkpoint_backing(number), chain)
+            }
+            None => self.base_below(under.base, way)?,
+        };
+        let place = format!("clone {}", under.clone);
+        let layer = NewLayer { size: under.size, compat: under.compat, backing, base: under.base.clone() };
+        let (chain, file) = layer.over(chain, staged, self.metadata_cache, &place)?;
+        Ok(Union { old, new: OpenDisk::new(chain, place, true)?, file })
+    }
+
+    fn base_below(&self, id: &BaseId, way: Way) -> Result<(BackingName, Chain)> {
+        let format = self.base_of_clone("its base", id)?.format;
+        let mut chain = Chain::default();
+        self.push_base(&mut chain, &id.name, id.version, way)?;
+        Ok((super::checkpoint::base_backing(&id.name, id.version, format), chain))
+    }
+}
+
+impl Union {
+    /// The disk as it is, for reading. What lies behind the end of the new layer is of no use.
+    pub(crate) fn old(&self) -> &Disk {
+        &self.old.disk
+    }
+
+    /// The new layer over what it stands on.
+    pub(crate) fn fresh(&self) -> &Disk {
+        &self.new.disk
+    }
+
+    /// Layers at the bottom of both that are the same files.
+    pub(crate) fn shared(&self) -> usize {
+        self.new.shared_with(self.old.files())
+    }
+
+    /// The file of the new layer, durable.
+    pub(super) fn close(self) -> Result<HostFile> {
+        let Self { new, file, .. } = self;
+        new.close()?;
+        // Closing makes durable what was written through it, which may be nothing.
+        file.sync().map_err(|error| Error::io("cannot write the new layer", error))?;
+        Ok(file)
+    }
+}
+
+/// Refuses a layer that holds what a copy of its disk has not.
+pub(super) fn refuse_more(layer: &Layer, place: &str) -> Result<()> {
+    let Layer::Qcow2(image) = layer else { return Ok(()) };
+    match image.header().beside_the_disk() {
+        None => Ok(()),
+        Some((what, remedy)) => Err(Error::unsupported(format!(
+            "the file of {place} holds {what}, which would be lost; `{remedy}` removes them"
+        ))),
+    }
+}
