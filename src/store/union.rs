@@ -6,7 +6,7 @@ use super::{Access, BaseId, Name, OpenDisk, Store};
 use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::qcow2::BackingName;
-use crate::storage::{Folder, HostFile, Storage};
+use crate::storage::{Folder, HostFile};
 
 /// A clone's disk as it is, and an empty layer that shall show the same and stands on less.
 #[derive(Debug)]
@@ -67,12 +67,11 @@ impl Union {
         self.new.shared_with(self.old.files())
     }
 
-    /// The file of the new layer, durable.
+    /// The file of the new layer, durable with its times: they are part of a checkpoint's fingerprint.
     pub(super) fn close(self) -> Result<HostFile> {
         let Self { new, file, .. } = self;
         new.close()?;
-        // Closing makes durable what was written through it, which may be nothing.
-        file.sync().map_err(|error| Error::io("cannot write the new layer", error))?;
+        file.sync_all().map_err(|error| Error::io("cannot write the new layer", error))?;
         Ok(file)
     }
 }
