@@ -46,10 +46,9 @@ struct Removal {
 
 impl Rm {
     pub(super) fn run(self, context: &Context) -> Outcome {
-        let bar = Bar::new()?;
         let store = context.store()?;
         let removals = match self.checkpoint {
-            Some(number) => vec![self.remove_checkpoint(&store, number, &bar)?],
+            Some(number) => vec![self.remove_checkpoint(&store, number, &Bar::new()?)?],
             None => {
                 let (removals, outcome) = self.remove_all(&store)?;
                 if let Err(error) = outcome {

@@ -141,9 +141,10 @@ fn told(clone: &Name, held: &Held) -> String {
     let remove = format!("cowshed rm {clone} --checkpoint {number}");
     match (needed, gives_back_bytes) {
         (true, _) => format!("{holds}; several layers stand on it"),
-        (false, 0) => format!("{holds}; what stands on it shows all of that"),
-        (false, back) if back == bytes => format!("{holds}; {remove} gives it back"),
-        (false, back) => format!("{holds}; {remove} gives back at least {}", size(*back)),
+        (false, None) => holds,
+        (false, Some(0)) => format!("{holds}; what stands on it shows all of that"),
+        (false, Some(back)) if back == bytes => format!("{holds}; {remove} gives it back"),
+        (false, Some(back)) => format!("{holds}; {remove} gives back at least {}", size(*back)),
     }
 }
 

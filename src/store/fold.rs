@@ -8,7 +8,7 @@ use super::layout::CLONE_DISK;
 use super::manifest::Folding;
 use super::staging::Staging;
 use super::union::{Under, Union, refuse_more};
-use super::{Access, Freed, Name, OpenDisk, Store, usage};
+use super::{Access, BaseId, Freed, Name, OpenDisk, Store, usage};
 use crate::error::{Error, Kind, Result};
 use crate::storage::{Fingerprint, Folder};
 use std::io;
@@ -21,6 +21,8 @@ pub(crate) struct Fold {
     number: u32,
     /// The layer that takes the checkpoint's data; `None` for the active one.
     into: Option<u32>,
+    /// What both stand on.
+    base: BaseId,
     union: Union,
     held: Held,
     staging: Staging,
@@ -68,10 +70,8 @@ impl Store {
             },
             Some(above) => self.checkpoint_chain(name, above, Way::of(Access::Read))?.0,
         };
-        for (layer, number) in chain.layers.iter().zip([into, Some(number)]) {
-            refuse_more(layer, &named(number)).map_err(|error| error.at(&place))?;
-        }
         let old = OpenDisk::new(chain, place, false)?;
+        refuse_more(&old.disk, &[into, Some(number)]).map_err(|error| error.at(format!("clone {name}")))?;
         let staging = lock.stage()?;
         drop(lock);
         let under = Under {
@@ -82,7 +82,8 @@ impl Store {
             compat: held.manifest.compat,
         };
         let union = self.begin_union(old, &under, staging.folder())?;
-        Ok(Fold { store: self.clone(), number, into, union, held, staging })
+        let base = manifest.base.clone();
+        Ok(Fold { store: self.clone(), number, into, base, union, held, staging })
     }
 
     /// The disk of a checkpoint, or for `None` the present one, without any lock.
@@ -116,7 +117,7 @@ impl Fold {
     /// `Changed` when the base or the clone was meddled with meanwhile, the host's: the clone is then as it was, unless the
     /// error says that the checkpoint is removed.
     pub(crate) fn publish(self) -> Result<Freed> {
-        let Self { store, number, into, union, held, staging } = self;
+        let Self { store, number, into, base, union, held, staging } = self;
         let name = held.name.clone();
         let cannot = |error| cannot_change(&name, error);
         let file = union.close()?;
@@ -126,7 +127,7 @@ impl Fold {
             let message = format!("the checkpoints of clone {name} changed meanwhile; run it again");
             return Err(Error::new(Kind::Changed, message));
         }
-        store.refuse_changed_base("the removal", &held.manifest.base)?;
+        store.refuse_changed_base("the removal", &base)?;
         let before = own_bytes(&held.folder).map_err(cannot)?;
         let put = || -> io::Result<()> {
             folded::mark(&held.folder, number, Folding { into, fingerprint })?;

@@ -60,7 +60,7 @@ pub use types::{
     Access, Base, BaseId, Broken, Canary, Checkpoint, Clone, CloneOptions, DiskFormat, Freed, Operation,
     Overview, Restored, Strategy, Survey, Undone, Usage, Waiting,
 };
-pub(crate) use union::Union;
+pub(crate) use union::{Union, refuse_more};
 
 /// An open store; cheap to copy, shared by threads.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use super::create::NewLayer;
 use super::fold::own_bytes;
 use super::gate::Chain;
 use super::staging::Staging;
-use super::union::{Under, Union, refuse_more};
+use super::union::{Under, Union};
 use super::{Checkpoint, Freed, Name, OpenDisk, Operation, Store};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -127,11 +127,6 @@ impl Resize {
 }
 
 impl Resize {
-    /// Refuses a present layer that cannot be replaced without a loss.
-    pub(crate) fn refuse_more(&self) -> Result<()> {
-        self.new.disk.layers().get(1).map_or(Ok(()), |layer| refuse_more(layer, "its present state"))
-    }
-
     /// Begins a layer of `size` bytes for what the disk shows of them, in the place of the present one and of the one
     /// over it.
     ///

@@ -1,6 +1,7 @@
 //! A new layer in the making that shows what layers of a clone show together.
 
 use super::create::NewLayer;
+use super::fold::named;
 use super::gate::{Chain, Way};
 use super::{Access, BaseId, Name, OpenDisk, Store};
 use crate::disk::{Disk, Layer};
@@ -76,13 +77,17 @@ impl Union {
     }
 }
 
-/// Refuses a layer that holds what a copy of its disk has not.
-pub(super) fn refuse_more(layer: &Layer, place: &str) -> Result<()> {
-    let Layer::Qcow2(image) = layer else { return Ok(()) };
-    match image.header().beside_the_disk() {
-        None => Ok(()),
-        Some((what, remedy)) => Err(Error::unsupported(format!(
-            "the file of {place} holds {what}, which would be lost; `{remedy}` removes them"
-        ))),
+/// Refuses upper layers of a disk, the top first, of which one holds what a copy of the disk has not: `layers` are checkpoints,
+/// and `None` the active one.
+pub(crate) fn refuse_more(disk: &Disk, layers: &[Option<u32>]) -> Result<()> {
+    for (layer, number) in disk.layers().iter().zip(layers) {
+        let Layer::Qcow2(image) = layer else { continue };
+        if let Some((what, remedy)) = image.header().beside_the_disk() {
+            let place = named(*number);
+            return Err(Error::unsupported(format!(
+                "the file of {place} holds {what}, which would be lost; `{remedy}` removes them"
+            )));
+        }
     }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::disk::{Disk, Layer};
 use crate::error::Result;
-use crate::store::{Name, Store};
+use crate::store::{Name, Store, refuse_more};
 use crate::units::{GuestOffset, KIB, MIB};
 use serde::Serialize;
 use std::ops::Range;
@@ -28,9 +28,10 @@ pub struct Foldable {
 /// The costs of a fold of checkpoint `number` into the layer `into` that stands on it (`None`: the active one).
 ///
 /// # Errors
-/// As opening the clone gives.
+/// As opening the clone gives; `Unsupported` when a layer holds internal snapshots or bitmaps.
 pub fn foldable(store: &Store, clone: &Name, number: u32, into: Option<u32>) -> Result<Foldable> {
     let open = store.inspect_layer(clone, into)?;
+    refuse_more(&open.disk, &[into, Some(number)]).map_err(|error| error.at(format!("clone {clone}")))?;
     let needs_bytes = cost(&open.disk, 2, 0..open.disk.size())?;
     let held = store.checkpoint_bytes_if_removed(clone, number)? + store.layer_bytes(clone, into)?;
     Ok(Foldable { gives_back_bytes: held.saturating_sub(needs_bytes), needs_bytes })

@@ -32,7 +32,7 @@ struct Ext {
 }
 
 impl Job<'_> {
-    fn disk(&self) -> &Disk {
+    pub(super) fn disk(&self) -> &Disk {
         (*self.disk).as_ref()
     }
 

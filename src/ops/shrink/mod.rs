@@ -36,8 +36,10 @@ pub struct Held {
     pub number: u32,
     /// What its files take up.
     pub bytes: u64,
-    /// What the host gets back when it goes, at least: what stands on it keeps what is still seen of it.
-    pub gives_back_bytes: u64,
+    /// What the host gets back when it goes, at least: what stands on it keeps what is still seen of it. `None` when it
+    /// cannot go, or cannot be opened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gives_back_bytes: Option<u64>,
     /// Whether several layers stand on it: it cannot go before all of them but one do.
     pub needed: bool,
 }
@@ -140,9 +142,9 @@ fn held(store: &Store, clone: &Name) -> Result<Vec<Held>> {
     for number in store.checkpoints(clone)?.iter().map(|checkpoint| checkpoint.number) {
         let bytes = store.checkpoint_bytes_if_removed(clone, number)?;
         let (gives_back_bytes, needed) = match store.layers_on(clone, number)?.as_slice() {
-            [] => (bytes, false),
-            [one] => (foldable(store, clone, number, *one)?.gives_back_bytes, false),
-            _ => (0, true),
+            [] => (Some(bytes), false),
+            [one] => (foldable(store, clone, number, *one).ok().map(|fold| fold.gives_back_bytes), false),
+            _ => (None, true),
         };
         found.push(Held { number, bytes, gives_back_bytes, needed });
     }
