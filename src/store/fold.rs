@@ -55,6 +55,7 @@ impl Store {
         let lock = self.lock()?;
         let mut held = self.hold(name)?;
         let into = match self.layers_on(name, number)?.as_slice() {
+            [] => return Err(changed(name)),
             [one] => *one,
             others => return Err(stood_on(name, number, others)),
         };
@@ -124,8 +125,7 @@ impl Fold {
         let fingerprint = Fingerprint::of(file.file()).map_err(cannot)?.without_ctime();
         let _lock = store.lock()?;
         if store.layers_on(&name, number)? != [into] {
-            let message = format!("the checkpoints of clone {name} changed meanwhile; run it again");
-            return Err(Error::new(Kind::Changed, message));
+            return Err(changed(&name));
         }
         store.refuse_changed_base("the removal", &base)?;
         let before = own_bytes(&held.folder).map_err(cannot)?;
@@ -165,6 +165,11 @@ pub(crate) fn stood_on(name: &Name, number: u32, above: &[Option<u32>]) -> Error
         names.join(" and ")
     );
     Error::new(Kind::Busy, message)
+}
+
+fn changed(name: &Name) -> Error {
+    let message = format!("the checkpoints of clone {name} changed meanwhile; run it again");
+    Error::new(Kind::Changed, message)
 }
 
 /// What a clone's folder costs the host.
