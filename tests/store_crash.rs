@@ -258,6 +258,21 @@ fn rm_checkpoint_survives_power_cuts() {
 }
 
 #[test]
+fn rm_checkpoint_of_the_present_chain_survives_power_cuts() {
+    survives("rm --checkpoint of the present chain");
+}
+
+#[test]
+fn rm_checkpoint_between_others_survives_power_cuts() {
+    survives("rm --checkpoint between others");
+}
+
+#[test]
+fn resize_without_undo_survives_power_cuts() {
+    survives("resize --no-undo");
+}
+
+#[test]
 fn rename_survives_power_cuts() {
     survives("rename");
 }
@@ -430,7 +445,7 @@ fn a_kill_and_then_a_cut_lose_nothing_that_was_reported_by_the_other_half() {
 }
 
 /// Syncs whose absence no state here shows, and why they are made all the same.
-const ELSEWHERE: [(&str, &str, &str); 60] = [
+const ELSEWHERE: [(&str, &str, &str); 75] = [
     ("import", "sync 1 of 7: SyncFolder", MADE_BY_THE_DEAD),
     ("import qcow2", "sync 1 of 7: SyncFolder", MADE_BY_THE_DEAD),
     (
@@ -503,7 +518,25 @@ const ELSEWHERE: [(&str, &str, &str); 60] = [
     ("start of a clone that waits", "sync 2 of 10: SyncFile", UNFLUSHED),
     ("start of a clone that waits", "sync 5 of 10: SyncFolder", AGAIN),
     ("start of a clone that waits", "sync 10 of 10: SyncFolder", TIDY),
+    ("rm --checkpoint of the present chain", "sync 1 of 8: SyncData", STAGED),
+    ("rm --checkpoint of the present chain", "sync 2 of 8: SyncData", STAGED),
+    ("rm --checkpoint of the present chain", "sync 3 of 8: SyncData", STAGED),
+    ("rm --checkpoint between others", "sync 1 of 10: SyncData", STAGED),
+    ("rm --checkpoint between others", "sync 2 of 10: SyncData", STAGED),
+    ("rm --checkpoint between others", "sync 3 of 10: SyncData", STAGED),
+    ("resize --no-undo", "sync 1 of 9: SyncData", STAGED),
+    ("resize --no-undo", "sync 2 of 9: SyncData", STAGED),
+    ("resize --no-undo", "sync 3 of 9: SyncData", STAGED),
+    ("rm --checkpoint of the present chain", "sync 4 of 8: SyncFile", EMPTY_LAYER),
+    ("resize --no-undo", "sync 4 of 9: SyncFile", EMPTY_LAYER),
+    ("rm --checkpoint of the present chain", "sync 6 of 8: SyncFolder", UNMARKED),
+    ("rm --checkpoint of the present chain", "sync 8 of 8: SyncFolder", MARKED),
+    ("rm --checkpoint between others", "sync 10 of 10: SyncFolder", MARKED),
+    ("resize --no-undo", "sync 9 of 9: SyncFolder", TIDY),
 ];
+const UNMARKED: &str =
+    "a checkpoint whose mark is lost is there, and nothing stands on it: all is shown as before";
+const MARKED: &str = "the mark says that the checkpoint is gone, with its file or without";
 const ABOVE: &str = "folders above a new store may have been made by somebody who was killed";
 const STAGED: &str = "nobody looks at the new layer before it is durable as a whole";
 const FIRST_VERSION: &str = "a first version needs it: there the folder above is moved";

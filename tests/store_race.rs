@@ -146,7 +146,7 @@ impl Worker<'_> {
     fn remove_checkpoint(&mut self) {
         let Some(name) = self.any() else { return };
         let Some(number) = self.mine[&name].1.last().copied() else { return };
-        if self.run(&["rm", &name, "--checkpoint", &number.to_string()], &["stands on"]).is_some() {
+        if self.run(&["rm", &name, "--checkpoint", &number.to_string()], &["stand on it"]).is_some() {
             self.mine.get_mut(&name).unwrap().1.remove(&number);
         }
     }

@@ -7,8 +7,10 @@ mod common;
 use common::*;
 use cowshed::Kind;
 use cowshed::ops::Silent;
+use cowshed::ops::fold::{plan, remove_checkpoint};
 use cowshed::ops::import::{Format, import};
-use cowshed::store::{CloneOptions, Name, Store};
+use cowshed::store::{Access, CloneOptions, Name, Store};
+use cowshed::units::GuestOffset;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -99,6 +101,51 @@ fn a_full_disk_while_clones_are_made_leaves_none_of_them() {
     store.checkpoint(&names[0], None).unwrap();
     let folder = store.root().join("clones/c0");
     assert_eq!(fs::read_dir(folder).unwrap().count(), 4);
+}
+
+#[test]
+fn a_fold_without_room_leaves_all_as_it_was() {
+    let small = Small::new("12m");
+    let store = small.store();
+    let outside = Scrap::new();
+    let raw = outside.path().join("in.raw");
+    fs::write(&raw, sample(4 << 20)).unwrap();
+    import(&store, &request(&raw, "base", Some(Format::Raw)), &Silent).unwrap();
+    store.create_clones(&base_ref("base"), &[name("a")], &CloneOptions::default()).unwrap();
+    let write = |byte: u8, at: u64| {
+        let open = store.open_clone(&name("a"), Access::Write).unwrap();
+        open.disk.write(&vec![byte; 1 << 20], GuestOffset(at)).unwrap();
+        open.close().unwrap();
+    };
+    write(1, 0);
+    store.checkpoint(&name("a"), None).unwrap();
+    write(2, 2 << 20);
+    let content = || {
+        let open = store.open_clone(&name("a"), Access::Read).unwrap();
+        let mut bytes = vec![0; 4 << 20];
+        open.disk.read(&mut bytes, GuestOffset(0)).unwrap();
+        blake3::hash(&bytes)
+    };
+    let (before, used) = (content(), small.used());
+    let filler = small.dir.path().join("filler");
+    let mut refused = 0;
+    for left in [0, 64 << 10, 1 << 20, 2 << 20] {
+        let _ = fs::write(&filler, vec![1; 12 << 20]);
+        let len = fs::metadata(&filler).unwrap().len().saturating_sub(left);
+        fs::File::options().write(true).open(&filler).unwrap().set_len(len).unwrap();
+        let error = remove_checkpoint(&store, &name("a"), 1, &Silent).unwrap_err();
+        assert_eq!(error.kind(), Kind::NoSpace, "{left} left: {error}");
+        fs::remove_file(&filler).unwrap();
+        assert!(empty(&store.root().join("tmp")));
+        assert_eq!((content(), small.used()), (before, used), "{left} left");
+        assert_eq!(store.checkpoints(&name("a")).unwrap().len(), 1);
+        refused += 1;
+    }
+    assert_eq!(refused, 4);
+    let planned = plan(&store, &name("a"), 1).unwrap().needs_bytes.unwrap();
+    assert!((2 << 20..(2 << 20) + (256 << 10)).contains(&planned), "{planned}");
+    remove_checkpoint(&store, &name("a"), 1, &Silent).unwrap();
+    assert!(store.checkpoints(&name("a")).unwrap().is_empty() && content() == before);
 }
 
 #[test]

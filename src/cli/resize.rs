@@ -13,8 +13,8 @@ use std::process::ExitCode;
 ///
 /// What lies last on the disk changes its end: an ext2, ext3 or ext4 filesystem, in a partition of a GPT or an MBR, or
 /// without any. Nothing in use is ever cut: what is in the way is named, and nothing is changed. The state from before
-/// becomes a checkpoint, and `cowshed undo CLONE` goes back to it. Needs e2fsprogs and FUSE; the clone must not be open
-/// anywhere.
+/// becomes a checkpoint, and `cowshed undo CLONE` goes back to it. With --no-undo it does not, and what was cut is the host's at once.
+/// Needs e2fsprogs and FUSE; the clone must not be open anywhere.
 #[derive(Args, Debug)]
 pub(super) struct Resize {
     /// The clone.
@@ -32,6 +32,9 @@ pub(super) struct Resize {
     /// Leave partition and filesystem of a larger disk to the guest, and change nothing of its content.
     #[arg(long)]
     image_only: bool,
+    /// Keep no checkpoint of the state from before: only this gives the host room back. --plan says how much is needed meanwhile.
+    #[arg(long)]
+    no_undo: bool,
     #[command(flatten)]
     plan: Plan,
     #[command(flatten)]
@@ -47,6 +50,7 @@ impl Resize {
             clone: self.clone,
             size: self.size.unwrap_or(Size::Least),
             image_only: self.image_only,
+            no_undo: self.no_undo,
             program,
         };
         let run = if self.plan.plan { plan } else { resize };
@@ -62,7 +66,7 @@ impl Resize {
 
 /// Says what was done, or would be.
 fn report(done: &Resized, planned: bool) -> anyhow::Result<()> {
-    let Resized { clone, from, to, minimum, changed, note, checkpoint } = done;
+    let Resized { clone, from, to, minimum, changed, note, checkpoint, needs_bytes, freed_bytes } = done;
     let mut lines = vec![match (from == to, planned) {
         (true, _) => format!("{clone}: {}, and stays so", size(*from)),
         (false, true) => format!("{clone}: {} -> {} ({to} bytes), not done", size(*from), size(*to)),
@@ -78,6 +82,15 @@ fn report(done: &Resized, planned: bool) -> anyhow::Result<()> {
         lines.push(format!("  least: {} ({bytes} bytes), for {}{used}", size(bytes), minimum.bound_by));
     }
     lines.extend(note.iter().map(|note| format!("  {note}")));
+    match (freed_bytes, needs_bytes) {
+        (Some(freed), None) => lines.push(format!("  given back: {}", size(*freed))),
+        (Some(freed), Some(needs)) => lines.push(format!(
+            "  would give about {} back; needs about {} meanwhile; cannot be undone",
+            size(*freed),
+            size(*needs)
+        )),
+        (None, _) => {}
+    }
     if checkpoint.is_some() {
         lines.push(format!("  undo with: cowshed undo {clone}"));
     }

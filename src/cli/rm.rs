@@ -2,8 +2,10 @@ use super::Outcome;
 use super::context::Context;
 use super::output::{self, Json};
 use super::plan::Plan;
+use super::progress::Bar;
 use super::units::size;
 use crate::error::{Error, Kind, Result};
+use crate::ops::fold::{self, Removed};
 use crate::store::{BaseRef, Name, Store, Target};
 use clap::Args;
 use serde::Serialize;
@@ -13,7 +15,8 @@ use std::process::ExitCode;
 /// Remove clones, base versions, or one checkpoint.
 ///
 /// A base is never removed while a clone or a later version stands on it: the message says which. Clones may be named
-/// together with the base they stand on. Removing cannot be undone: --plan shows what it would do.
+/// together with the base they stand on. Of a checkpoint that something stands on, that keeps what is still seen of it: then the
+/// clone must not be in use, and the host needs room for that meanwhile. Removing cannot be undone: --plan shows what it would do.
 #[derive(Args, Debug)]
 pub(super) struct Rm {
     /// Clones, and bases as NAME@V (or NAME, when there is one version).
@@ -31,14 +34,21 @@ pub(super) struct Rm {
 #[derive(Serialize)]
 struct Removal {
     name: String,
+    /// Of a plan for a checkpoint that something stands on: at least.
     freed_bytes: u64,
+    /// What keeps what is still seen of a checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    into: Option<String>,
+    /// Room that is needed meanwhile, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    needs_bytes: Option<u64>,
 }
 
 impl Rm {
     pub(super) fn run(self, context: &Context) -> Outcome {
         let store = context.store()?;
         let removals = match self.checkpoint {
-            Some(number) => vec![self.remove_checkpoint(&store, number)?],
+            Some(number) => vec![self.remove_checkpoint(&store, number, &Bar::new()?)?],
             None => {
                 let (removals, outcome) = self.remove_all(&store)?;
                 if let Err(error) = outcome {
@@ -59,9 +69,7 @@ impl Rm {
         if self.json.json {
             output::json(&removals)?;
         } else if self.plan.plan {
-            for Removal { name, freed_bytes } in removals {
-                output::line(format!("{name} would be removed, which frees {}", size(*freed_bytes)))?;
-            }
+            removals.iter().try_for_each(|removal| output::line(removal.planned()))?;
         } else {
             let freed = removals.iter().map(|removal| removal.freed_bytes).sum();
             let names: Vec<&str> = removals.iter().map(|removal| removal.name.as_str()).collect();
@@ -70,29 +78,19 @@ impl Rm {
         Ok(())
     }
 
-    fn remove_checkpoint(&self, store: &Store, number: u32) -> Result<Removal> {
+    fn remove_checkpoint(&self, store: &Store, number: u32, bar: &Bar) -> Result<Removal> {
         let [BaseRef { name, version: None }] = self.names.as_slice() else {
             return Err(Error::invalid("--checkpoint takes the name of one clone"));
         };
-        let checkpoints = store.checkpoints(name)?;
-        if !checkpoints.iter().any(|checkpoint| checkpoint.number == number) {
-            let hint = format!("{name} has no checkpoint {number}; cowshed checkpoints {name} lists them");
-            return Err(Error::new(Kind::NotFound, hint));
-        }
-        let freed_bytes = if self.plan.plan {
-            if let Some(above) = checkpoints.iter().find(|checkpoint| checkpoint.parent == Some(number)) {
-                let message = format!("checkpoint {} of {name} stands on checkpoint {number}", above.number);
-                return Err(Error::new(Kind::Busy, message));
-            }
-            if store.current_checkpoint(name)? == Some(number) {
-                let message = format!("the present state of {name} stands on checkpoint {number}");
-                return Err(Error::new(Kind::Busy, message));
-            }
-            store.checkpoint_bytes_if_removed(name, number)?
-        } else {
-            store.remove_checkpoint(name, number)?.bytes
+        let place = format!("checkpoint {number} of {name}");
+        bar.start(format!("removing {place}"));
+        let removed = match self.plan.plan {
+            true => fold::plan(store, name, number),
+            false => fold::remove_checkpoint(store, name, number, bar),
         };
-        Ok(Removal { name: format!("checkpoint {number} of {name}"), freed_bytes })
+        bar.end();
+        let Removed { freed_bytes, into, needs_bytes, .. } = removed?;
+        Ok(Removal { name: place, freed_bytes, into, needs_bytes })
     }
 
     /// What was removed, and why that is not all. All names are looked at before the first one is removed.
@@ -105,7 +103,7 @@ impl Rm {
                 Target::Clone(name) => store.remove_clone(name)?.bytes,
                 Target::Base(base) => store.remove_base(base)?.bytes,
             };
-            Ok(Removal { name: target.to_string(), freed_bytes })
+            Ok(Removal { name: target.to_string(), freed_bytes, into: None, needs_bytes: None })
         };
         let mut removals = Vec::new();
         for target in &targets {
@@ -115,6 +113,22 @@ impl Rm {
             }
         }
         Ok((removals, Ok(())))
+    }
+}
+
+impl Removal {
+    /// What a plan says of it.
+    fn planned(&self) -> String {
+        let Self { name, freed_bytes, into, needs_bytes } = self;
+        let freed = size(*freed_bytes);
+        match (into, needs_bytes) {
+            (Some(into), Some(needs)) => format!(
+                "{name} would be removed, which frees at least {freed}; {into} keeps what is still seen of it, and up to {} \
+                 more are needed meanwhile",
+                size(*needs)
+            ),
+            _ => format!("{name} would be removed, which frees {freed}"),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::plan::Plan;
 use super::progress::Bar;
 use super::units::{count, size};
 use crate::error::{Error, Kind};
-use crate::ops::shrink::{Shrunk, plan, shrink};
+use crate::ops::shrink::{Held, Shrunk, plan, shrink};
 use crate::store::{Name, Store};
 use clap::Args;
 use serde_json::json;
@@ -125,16 +125,26 @@ impl Shrink {
             ))?;
         }
         for held in checkpoints {
-            let way = match held.needed {
-                true => "what comes after it stands on it".to_owned(),
-                false => format!("cowshed rm {clone} --checkpoint {} gives it back", held.number),
-            };
-            output::line(format!("  checkpoint {} holds {}; {way}", held.number, size(held.bytes)))?;
+            output::line(format!("  {}", told(clone, held)))?;
         }
         if let Some(why) = bounded_by {
             output::line(format!("  the file is longer than what it holds: {why}"))?;
         }
         Ok(())
+    }
+}
+
+/// What is said of a checkpoint's share.
+fn told(clone: &Name, held: &Held) -> String {
+    let Held { number, bytes, gives_back_bytes, needed } = held;
+    let holds = format!("checkpoint {number} holds {}", size(*bytes));
+    let remove = format!("cowshed rm {clone} --checkpoint {number}");
+    match (needed, gives_back_bytes) {
+        (true, _) => format!("{holds}; several layers stand on it"),
+        (false, None) => holds,
+        (false, Some(0)) => format!("{holds}; what stands on it shows all of that"),
+        (false, Some(back)) if back == bytes => format!("{holds}; {remove} gives it back"),
+        (false, Some(back)) => format!("{holds}; {remove} gives back at least {}", size(*back)),
     }
 }
 

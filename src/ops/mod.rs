@@ -4,6 +4,7 @@ pub mod check;
 mod convert;
 pub mod diff;
 pub mod export;
+pub mod fold;
 pub mod gc;
 pub mod import;
 pub mod map;

@@ -2,11 +2,11 @@
 
 use super::Progress;
 use super::scan::{Against, Flat, Sink, scan, scan_against};
-use crate::disk::Disk;
+use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::store::{BLOCK, BlockSum, DISK_MAX, DiskFormat, Finished, NewBase, OpenDisk};
-use crate::units::{GuestOffset, SECTOR, length};
+use crate::units::{GuestOffset, SECTOR, index, length};
 use crate::zero::is_zero;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,6 +29,15 @@ impl<'a> Delta<'a> {
 }
 
 impl Sink for Delta<'_> {
+    /// The unit in which the layer stores: with less of it the rest would be copied up.
+    fn grain(&self) -> usize {
+        let unit = match self.disk.layers().first() {
+            Some(Layer::Qcow2(image)) => image.header().geometry.subcluster_size(),
+            _ => SECTOR,
+        };
+        index(unit.min(BLOCK))
+    }
+
     fn ordered(&self) -> bool {
         true
     }

@@ -65,6 +65,15 @@ pub struct Header {
 }
 
 impl Header {
+    /// What the file holds that is no part of the disk, and which command removes it.
+    pub(crate) fn beside_the_disk(&self) -> Option<(&'static str, &'static str)> {
+        match (self.snapshots, self.bitmaps) {
+            (0, None) => None,
+            (0, _) => Some(("bitmaps", "qemu-img bitmap --remove")),
+            _ => Some(("internal snapshots", "qemu-img snapshot -d")),
+        }
+    }
+
     /// The number of the log that belongs to the image; 0 when none does.
     pub(super) fn log_nonce(&self) -> u32 {
         let [a, b, c, d, ..] = (self.autoclear >> AUTOCLEAR_LOG_SHIFT).to_le_bytes();

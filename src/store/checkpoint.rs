@@ -12,7 +12,8 @@ use super::layout::{
 use super::manifest::{self, CheckpointManifest, CloneManifest, FORMAT, text_fault};
 use super::staging::StoreLock;
 use super::{
-    Access, BaseId, Checkpoint, Freed, Name, Operation, Restored, Store, Undone, time, usage, waiting,
+    Access, BaseId, Checkpoint, Freed, Name, Operation, Restored, Store, Undone, fold, folded, time, usage,
+    waiting,
 };
 use crate::disk::Layer;
 use crate::error::{Error, Kind, Result};
@@ -24,10 +25,10 @@ use std::time::{Duration, Instant};
 /// A clone held for a change of its layers: nobody has it open.
 #[derive(Debug)]
 pub(super) struct Held {
-    name: Name,
-    folder: Folder,
+    pub(super) name: Name,
+    pub(super) folder: Folder,
     pub(super) manifest: CloneManifest,
-    stands_on: StandsOn,
+    pub(super) stands_on: StandsOn,
     pub(super) chain: Chain,
     /// The active file, by a descriptor that only reads.
     active: HostFile,
@@ -35,6 +36,8 @@ pub(super) struct Held {
 
 /// How long a program that opened the active file may take to find that it is locked.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// What the former active file is after most changes.
+pub(super) const A_CHECKPOINT: &str = "a checkpoint";
 
 impl Store {
     /// Freezes the present state of a clone.
@@ -51,7 +54,7 @@ impl Store {
         let frozen = held.freeze(number, note, None)?;
         held.replace_active(&lock, size, &checkpoint_backing(number), &held.manifest.base)?;
         held.protect(number);
-        held.outlast_late_openers()?;
+        held.outlast_late_openers(A_CHECKPOINT)?;
         Ok(frozen)
     }
 
@@ -98,7 +101,7 @@ impl Store {
         let (mut line, mut next) = (Vec::new(), from);
         while let Some(number) = next.filter(|number| !line.contains(number)) {
             line.push(number);
-            let manifest: Option<CheckpointManifest> = manifest::load(folder, &checkpoint_file(number))?;
+            let manifest = folded::checkpoint(folder, number)?;
             next = manifest.and_then(|manifest| manifest.parent);
         }
         Ok(line)
@@ -124,7 +127,7 @@ impl Store {
         if let Some(kept) = &kept {
             held.protect(kept.number);
         }
-        held.outlast_late_openers()?;
+        held.outlast_late_openers(A_CHECKPOINT)?;
         Ok((kept, manifest.base))
     }
 
@@ -137,7 +140,7 @@ impl Store {
         let folder = self.clone_folder(name)?;
         let mut found = Vec::new();
         for number in finished(&folder).map_err(|error| cannot_change(name, error))? {
-            if let Some(manifest) = manifest::load::<CheckpointManifest>(&folder, &checkpoint_file(number))? {
+            if let Some(manifest) = folded::checkpoint(&folder, number)? {
                 found.push(checkpoint_of(number, manifest));
             }
         }
@@ -158,32 +161,16 @@ impl Store {
     /// `NotFound`, `Busy` when the present state or another checkpoint stands on it, the host's.
     pub fn remove_checkpoint(&self, name: &Name, number: u32) -> Result<Freed> {
         let _lock = self.lock_for_removal()?;
-        let all = self.checkpoints(name)?;
-        if !all.iter().any(|checkpoint| checkpoint.number == number) {
-            return Err(no_checkpoint(name, number));
-        }
-        let mut above: Vec<String> = all
-            .iter()
-            .filter(|checkpoint| checkpoint.parent == Some(number))
-            .map(|checkpoint| format!("checkpoint {}", checkpoint.number))
-            .collect();
-        if self.current_checkpoint(name)? == Some(number) {
-            above.push("its present state".to_owned());
-        }
-        if !above.is_empty() {
-            return Err(Error::new(
-                Kind::Busy,
-                format!("checkpoint {number} of {name} cannot be removed: {} stands on it", above.join(", ")),
-            ));
-        }
         let folder = self.clone_folder(name)?;
-        let names = [checkpoint_file(number), checkpoint_disk(number)];
+        // A fold into this one that was cut short would come to life again without it.
+        folded::settle(&folder).map_err(|error| cannot_change(name, error))?;
+        let above = self.layers_on(name, number)?;
+        if !above.is_empty() {
+            return Err(fold::stood_on(name, number, &above));
+        }
         let remove = || -> io::Result<u64> {
-            let bytes = usage::of_files(&folder, &names)?.freed;
-            // The manifest's end is the checkpoint's end; the file without it is debris.
-            folder.unlink_if_there(&names[0])?;
-            folder.sync()?;
-            folder.unlink_if_there(&names[1])?;
+            let bytes = usage::of_files(&folder, &[checkpoint_file(number), checkpoint_disk(number)])?.freed;
+            folded::remove(&folder, number)?;
             Ok(bytes)
         };
         remove().map(|bytes| Freed { bytes }).map_err(|error| cannot_change(name, error))
@@ -215,7 +202,7 @@ impl Store {
 }
 
 impl StandsOn {
-    fn checkpoint(self) -> Option<u32> {
+    pub(super) fn checkpoint(self) -> Option<u32> {
         match self {
             Self::Base => None,
             Self::Checkpoint(number) => Some(number),
@@ -239,13 +226,14 @@ impl Held {
     }
 
     /// Who opened the file by its path before another one came to its place must not get the locks on it: they are
-    /// held until all who did have gone.
-    pub(super) fn outlast_late_openers(&self) -> Result<()> {
+    /// held until all who did have gone. `former` says what that file is by now.
+    pub(super) fn outlast_late_openers(&self, former: &str) -> Result<()> {
         if self.wait_for_writers() {
             return Ok(());
         }
-        let hint =
-            "a program has its former file, which is a checkpoint now, open for writing; stop that program";
+        let hint = format!(
+            "a program has its former file, which is {former} now, open for writing; stop that program"
+        );
         Err(Error::new(Kind::Busy, format!("the change of clone {} is done, but {hint}", self.name)))
     }
 
@@ -312,6 +300,7 @@ impl Held {
             before,
             created: time::now(),
             fingerprint: Fingerprint::of(disk.file()).map_err(cannot)?.without_ctime(),
+            folding: None,
         };
         let bytes = manifest::bytes(&manifest)?;
         let write = || -> io::Result<()> {
@@ -385,13 +374,14 @@ impl Held {
     }
 }
 
-/// Numbers of the checkpoints in a clone's folder, in order: with manifest, and another file than the active one.
+/// Numbers of the checkpoints in a clone's folder, in order: with manifest, another file than the active one, and not folded
+/// into another layer.
 pub(super) fn finished(folder: &Folder) -> io::Result<Vec<u32>> {
     let active = folder.stat(CLONE_DISK)?.st_ino;
     let mut numbers = Vec::new();
     for number in folder.names()?.iter().filter_map(|name| checkpoint_of_file(name)) {
         match folder.stat(checkpoint_disk(number)) {
-            Ok(stat) if stat.st_ino != active => numbers.push(number),
+            Ok(stat) if stat.st_ino != active && !folded::is_gone(folder, number) => numbers.push(number),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
@@ -432,13 +422,13 @@ fn checked_note(note: Option<&str>) -> Result<Option<String>> {
     }
 }
 
-fn no_checkpoint(name: &Name, number: u32) -> Error {
+pub(super) fn no_checkpoint(name: &Name, number: u32) -> Error {
     Error::new(
         Kind::NotFound,
         format!("clone {name} has no checkpoint {number}; `cowshed checkpoints {name}` shows what there is"),
     )
 }
 
-fn cannot_change(name: &Name, error: io::Error) -> Error {
+pub(super) fn cannot_change(name: &Name, error: io::Error) -> Error {
     Error::io(format!("cannot change clone {name}"), error)
 }

@@ -1,14 +1,16 @@
 //! Debris in a clone's folder: what a command that died between two renames left.
 
+use super::folded;
 use super::layout::{CLONE_DISK, checkpoint_disk, checkpoint_file, checkpoint_of_disk};
 use crate::qcow2::{Image, OpenOptions};
 use crate::storage::{FileAccess, Folder};
 use std::io;
 use std::sync::Arc;
 
-/// Removes unfinished checkpoints, and files without their manifest that nothing stands on. A manifest without its file
+/// Ends folds that were cut short. Removes unfinished checkpoints, and files without their manifest that nothing stands on. A manifest without its file
 /// stays: no command leaves one, so somebody is putting a backup back file by file. The caller holds the store's lock.
 pub(super) fn clone_folder(folder: &Folder) -> io::Result<()> {
+    folded::settle(folder)?;
     let active = folder.stat(CLONE_DISK)?.st_ino;
     let names = folder.names()?;
     for number in names.iter().filter_map(|name| checkpoint_of_disk(name)) {

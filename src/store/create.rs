@@ -6,10 +6,12 @@ use super::list::clone_of;
 use super::manifest::{self, CloneManifest, FORMAT, text_fault};
 use super::types::Clone;
 use super::{Access, Base, BaseId, BaseRef, CloneOptions, Name, Store, time};
+use crate::disk::Layer;
 use crate::error::{Error, Kind, Result};
-use crate::qcow2::{self, BackingName, CreateOptions, Identity};
+use crate::qcow2::{self, BackingName, CreateOptions, Identity, Image, OpenOptions};
 use crate::storage::{Folder, HostFile, Storage};
 use std::collections::HashSet;
+use std::sync::Arc;
 
 /// From this many clones on the whole filesystem is synced once instead of each file by itself.
 const SYNC_ALL_FROM: usize = 8;
@@ -42,6 +44,23 @@ impl NewLayer {
         });
         qcow2::create(&file, &options)?;
         Ok(file)
+    }
+
+    /// Makes it in `staged`, not yet durable, and puts it on top of `chain`, to be written to; its file as well.
+    pub(super) fn over(
+        &self,
+        mut chain: Chain,
+        staged: &Folder,
+        metadata_cache: u64,
+        place: &str,
+    ) -> Result<(Chain, HostFile)> {
+        let file = self.create(staged, CLONE_DISK).map_err(|error| error.at(place))?;
+        let twin = file.try_clone().map_err(|error| Error::io(format!("cannot change {place}"), error))?;
+        let options = OpenOptions { writable: true, metadata_cache };
+        let image = Image::open(Arc::new(twin), options).map_err(|error| error.at(place))?;
+        chain.layers.insert(0, Layer::qcow2(image));
+        chain.files.insert(0, staged.path().join(CLONE_DISK));
+        Ok((chain, file))
     }
 }
 

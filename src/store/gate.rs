@@ -6,11 +6,11 @@
 
 use super::layout::{
     BASES, CLONE_DISK, DEPTH_MAX, backing_of_base, backing_of_clone, base_disk, checkpoint_disk,
-    checkpoint_file, checkpoint_of_disk,
+    checkpoint_of_disk,
 };
 use super::log::CloneLog;
-use super::manifest::{self, BaseManifest, CheckpointManifest, CloneManifest};
-use super::{Access, BaseId, DiskFormat, Name, Store};
+use super::manifest::{BaseManifest, CloneManifest};
+use super::{Access, BaseId, DiskFormat, Name, Store, folded};
 use crate::disk::{Layer, RawLayer, check_memory};
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::{BackingName, Image, OpenOptions};
@@ -83,6 +83,18 @@ impl Chain {
 impl Store {
     /// Opens a clone's chain; also tells what its active layer stands on.
     pub(super) fn clone_chain(&self, name: &Name, way: Way) -> Result<(Chain, StandsOn, CloneManifest)> {
+        // Who takes no lock may read some files before a step of a fold and some after it.
+        let mut tries = if way.top.is_none() { 4 } else { 1 };
+        loop {
+            tries -= 1;
+            match self.clone_chain_once(name, way) {
+                Err(_) if tries > 0 => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn clone_chain_once(&self, name: &Name, way: Way) -> Result<(Chain, StandsOn, CloneManifest)> {
         let place = format!("clone {name}");
         let folder = self.clone_folder(name)?;
         let mut chain = Chain::default();
@@ -145,8 +157,7 @@ impl Store {
         let mut manifest = self.clone_manifest(name)?;
         let place = format!("clone {name}");
         let folder = self.clone_folder(name)?;
-        let checkpoint: Option<CheckpointManifest> = manifest::load(&folder, &checkpoint_file(number))?;
-        if let Some(checkpoint) = checkpoint {
+        if let Some(checkpoint) = folded::checkpoint(&folder, number)? {
             manifest.base = checkpoint.base;
         }
         let base = self.base_of_clone(&place, &manifest.base)?;
@@ -191,7 +202,7 @@ impl Store {
             if chain.layers.len() >= DEPTH_MAX {
                 return Err(too_deep(format!("clone {name}")));
             }
-            let manifest: CheckpointManifest = manifest::load(folder, &checkpoint_file(number))?
+            let manifest = folded::checkpoint(folder, number)?
                 .ok_or_else(|| Error::new(Kind::NotFound, format!("{place} is missing")))?;
             // Numbers only fall on the way down, so that no chain of them is a circle.
             if manifest.parent.is_some_and(|parent| parent >= number) {

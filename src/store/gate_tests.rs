@@ -3,7 +3,7 @@ use super::*;
 use crate::ops::Silent;
 use crate::ops::gc::gc;
 use crate::ops::import::{Format, ImportRequest, import};
-use crate::store::{BaseRef, CloneOptions};
+use crate::store::{BaseRef, CloneOptions, manifest};
 use crate::units::GuestOffset;
 use std::cell::RefCell;
 use std::fs;

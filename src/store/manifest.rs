@@ -78,6 +78,19 @@ pub(super) struct CheckpointManifest {
     pub(super) created: String,
     /// Without ctime: the file has got its name and lost its other one since.
     pub(super) fingerprint: Fingerprint,
+    /// Set while another layer takes its data over: the header of that layer says whether it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) folding: Option<Folding>,
+}
+
+/// Which layer takes the data of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Folding {
+    /// The number of the checkpoint that stands on it; `None` for the active layer.
+    pub(super) into: Option<u32>,
+    /// What that one's file is afterwards, without ctime.
+    pub(super) fingerprint: Fingerprint,
 }
 
 /// `rebase.json`: a rebase that waits for the next start of its clone.

@@ -8,6 +8,8 @@ mod clean;
 mod create;
 mod digest;
 mod flatten;
+mod fold;
+mod folded;
 mod furnish;
 mod gate;
 mod gc;
@@ -26,6 +28,7 @@ mod sealed;
 mod staging;
 mod time;
 mod types;
+mod union;
 mod usage;
 mod waiting;
 
@@ -42,6 +45,7 @@ pub(crate) use bases::{Finished, NewBase};
 pub use digest::{BLOCK, Digest};
 pub(crate) use digest::{BlockSum, ContentSums, Sums};
 pub(crate) use flatten::Flattened;
+pub(crate) use fold::{named, stood_on};
 #[cfg(test)]
 pub(crate) use gate::gate_tests::{three_versions, unseal};
 pub(crate) use gc::Standing;
@@ -56,6 +60,7 @@ pub use types::{
     Access, Base, BaseId, Broken, Canary, Checkpoint, Clone, CloneOptions, DiskFormat, Freed, Operation,
     Overview, Restored, Strategy, Survey, Undone, Usage, Waiting,
 };
+pub(crate) use union::{Union, refuse_more};
 
 /// An open store; cheap to copy, shared by threads.
 #[derive(Clone, Debug)]

@@ -1,17 +1,16 @@
 //! A clone is put on another base version: the new layer is built beside the old one, and one rename publishes it.
 
-use super::checkpoint::{Held, top_size};
+use super::checkpoint::{A_CHECKPOINT, Held, top_size};
 use super::create::NewLayer;
 use super::gate::{Chain, Way};
-use super::layout::{CLONE_DISK, backing_of_clone};
+use super::layout::backing_of_clone;
 use super::staging::Staging;
 use super::{Access, BaseId, BaseRef, Checkpoint, Name, OpenDisk, Operation, Store};
-use crate::disk::{Disk, Layer};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::qcow2::{BackingName, Image, OpenOptions};
+use crate::qcow2::BackingName;
 use crate::storage::{HostFile, Storage};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// A clone that nobody else has open, with an empty layer over another base version; nothing is changed before
 /// [`Rebase::publish`], and nothing is left when it is dropped.
@@ -54,14 +53,9 @@ impl Store {
         let staging = lock.stage()?;
         drop(lock);
         let place = format!("clone {name}");
-        let file = layer.create(staging.folder(), CLONE_DISK).map_err(|error| error.at(&place))?;
         let mut chain = Chain::default();
         self.push_base(&mut chain, &base.name, base.version, Way::of(Access::Read))?;
-        let options = OpenOptions { writable: true, metadata_cache: self.metadata_cache };
-        let staged = file.try_clone().map_err(|error| Error::io(format!("cannot change {place}"), error))?;
-        let image = Image::open(Arc::new(staged), options).map_err(|error| error.at(&place))?;
-        chain.layers.insert(0, Layer::qcow2(image));
-        chain.files.insert(0, staging.folder().path().join(CLONE_DISK));
+        let (chain, file) = layer.over(chain, staging.folder(), self.metadata_cache, &place)?;
         let old = Disk::new(std::mem::take(&mut held.chain.layers))?;
         let new = OpenDisk::new(chain, place, true)?;
         Ok(Rebase { store: self.clone(), base: base.id(), size, old, new, file, held, staging })
@@ -126,7 +120,7 @@ impl Rebase {
         let frozen = held.freeze(number, note, Some(Operation::Rebase))?;
         held.put_active(staging.folder(), &base, size).inspect_err(|_| held.tidy())?;
         held.protect(number);
-        held.outlast_late_openers()?;
+        held.outlast_late_openers(A_CHECKPOINT)?;
         Ok(frozen)
     }
 }

@@ -2,8 +2,7 @@
 
 use super::gate::{Trust, Way, check_checkpoint, open_locked};
 use super::layout::{CLONE_DISK, checkpoint_disk, checkpoint_file};
-use super::manifest::{self, CheckpointManifest};
-use super::{Access, Name, Store, checkpoint};
+use super::{Access, Name, Store, checkpoint, folded, manifest};
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::{self, Image, OpenOptions};
 use crate::storage::{Fingerprint, Folder, HostFile, Storage};
@@ -67,8 +66,7 @@ impl Store {
     /// Whether the checkpoint had to be sealed anew.
     fn reseal_one(&self, folder: &Folder, number: u32, file: &HostFile) -> Result<bool> {
         let cannot = |error| Error::io("cannot read it", error);
-        let Some(mut manifest) = manifest::load::<CheckpointManifest>(folder, &checkpoint_file(number))?
-        else {
+        let Some(mut manifest) = folded::checkpoint(folder, number)? else {
             return Err(Error::new(Kind::NotFound, "its manifest is missing"));
         };
         let base = self.base_of_clone("its base", &manifest.base)?;

@@ -1,15 +1,16 @@
 //! A clone's disk gets another size: a new layer over its present one is built beside it, and one rename publishes it.
 
-use super::checkpoint::{Held, checkpoint_backing};
+use super::checkpoint::{A_CHECKPOINT, Held, cannot_change, checkpoint_backing};
 use super::create::NewLayer;
+use super::fold::own_bytes;
 use super::gate::Chain;
-use super::layout::CLONE_DISK;
 use super::staging::Staging;
-use super::{Checkpoint, Name, OpenDisk, Operation, Store};
-use crate::disk::{Disk, Layer};
+use super::union::{Under, Union};
+use super::{Checkpoint, Freed, Name, OpenDisk, Operation, Store};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::qcow2::{self, Image, OpenOptions};
-use crate::storage::{HostFile, Storage};
+use crate::qcow2;
+use crate::storage::{Folder, HostFile, Storage};
 use crate::units::GuestOffset;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,19 +51,30 @@ impl Store {
         let staging = lock.stage()?;
         drop(lock);
         let place = format!("clone {name}");
-        let file = layer.create(staging.folder(), CLONE_DISK).map_err(|error| error.at(&place))?;
-        let staged = file.try_clone().map_err(|error| Error::io(format!("cannot change {place}"), error))?;
-        let options = OpenOptions { writable: true, metadata_cache: self.metadata_cache };
-        let image = Image::open(Arc::new(staged), options).map_err(|error| error.at(&place))?;
-        let mut layers = vec![Layer::qcow2(image)];
-        layers.append(&mut held.chain.layers);
-        let mut files = vec![staging.folder().path().join(CLONE_DISK)];
-        files.extend_from_slice(&held.chain.files);
         // The locks stay with what is held: they last until the end of all. What is not published is not saved either.
-        let new = OpenDisk::new(Chain { layers, files, locks: Vec::new() }, place, false)?;
+        let (layers, files) = (std::mem::take(&mut held.chain.layers), held.chain.files.clone());
+        let chain = Chain { layers, files, locks: Vec::new() };
+        let (chain, file) = layer.over(chain, staging.folder(), self.metadata_cache, &place)?;
+        let new = OpenDisk::new(chain, place, false)?;
         Ok(Resize { store: self.clone(), new: Arc::new(new), file, number, from, held, staging })
     }
 }
+
+/// A clone whose present layer shall give way to one of another size, without a checkpoint; nothing is changed before
+/// [`Replacement::publish`], and nothing is left when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Replacement {
+    store: Store,
+    union: Union,
+    size: u64,
+    held: Held,
+    /// Where the new layer is; in `_staging`.
+    folder: Folder,
+    _staging: Staging,
+}
+
+/// The folder for the layer of a [`Replacement`].
+const FOLDED: &str = "folded";
 
 impl Resize {
     /// Bytes of the disk as it is.
@@ -109,8 +121,59 @@ impl Resize {
         let frozen = held.freeze(number, note, Some(Operation::Resize))?;
         held.put_active(staging.folder(), &base, size).inspect_err(|_| held.tidy())?;
         held.protect(number);
-        held.outlast_late_openers()?;
+        held.outlast_late_openers(A_CHECKPOINT)?;
         Ok(frozen)
+    }
+}
+
+impl Resize {
+    /// Begins a layer of `size` bytes for what the disk shows of them, in the place of the present one and of the one
+    /// over it.
+    ///
+    /// # Errors
+    /// As [`Store::begin_fold`].
+    pub(crate) fn without_undo(self, size: u64) -> Result<Replacement> {
+        let Self { store, new, held, staging, .. } = self;
+        let new = Arc::into_inner(new).ok_or_else(|| Error::invalid("the new disk is still in use"))?;
+        let make = || {
+            staging.folder().make_folder(FOLDED)?;
+            staging.folder().folder(FOLDED)
+        };
+        let folder = make().map_err(|error| cannot_change(&held.name, error))?;
+        let under = Under {
+            clone: &held.name,
+            checkpoint: held.stands_on.checkpoint(),
+            base: &held.manifest.base,
+            size,
+            compat: held.manifest.compat,
+        };
+        let union = store.begin_union(new, &under, &folder)?;
+        Ok(Replacement { store, union, size, held, folder, _staging: staging })
+    }
+}
+
+impl Replacement {
+    /// The two disks of the work.
+    pub(crate) fn union(&self) -> &Union {
+        &self.union
+    }
+
+    /// Puts the new layer in the clone's place; the one that was there is gone.
+    ///
+    /// # Errors
+    /// As [`Resize::publish`].
+    pub(crate) fn publish(self) -> Result<Freed> {
+        let Self { store, union, size, held, folder, _staging } = self;
+        let cannot = |error| cannot_change(&held.name, error);
+        let base = held.manifest.base.clone();
+        union.close()?;
+        let _lock = store.lock()?;
+        store.refuse_changed_base("the resize", &base)?;
+        let before = own_bytes(&held.folder).map_err(cannot)?;
+        held.put_active(&folder, &base, size).inspect_err(|_| held.tidy())?;
+        held.outlast_late_openers("gone")?;
+        let after = own_bytes(&held.folder).map_err(cannot)?;
+        Ok(Freed { bytes: before.saturating_sub(after) })
     }
 }
 

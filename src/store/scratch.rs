@@ -6,11 +6,10 @@ use super::gate::{Chain, Way};
 use super::layout::{CLONE_DISK, CLONES};
 use super::staging::Staging;
 use super::{Access, OpenDisk, Store, Target};
-use crate::disk::{Disk, Layer};
-use crate::error::{Error, Result};
-use crate::qcow2::{BackingName, Image, OpenOptions};
+use crate::disk::Disk;
+use crate::error::Result;
+use crate::qcow2::BackingName;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// A throw-away writable layer over a clone or a base, in the store's `tmp`; removed when dropped.
 ///
@@ -77,14 +76,10 @@ impl Store {
         self.scratch_over(chain, &layer, format!("throw-away layer over {of}"))
     }
 
-    fn scratch_over(&self, mut chain: Chain, layer: &NewLayer, name: String) -> Result<Scratch> {
+    fn scratch_over(&self, chain: Chain, layer: &NewLayer, name: String) -> Result<Scratch> {
         let staging = self.lock()?.stage()?;
-        let file = layer.create(staging.folder(), CLONE_DISK).map_err(|error: Error| error.at(&name))?;
-        let options = OpenOptions { writable: true, metadata_cache: self.metadata_cache };
-        let image = Image::open(Arc::new(file), options).map_err(|error| error.at(&name))?;
+        let (chain, _) = layer.over(chain, staging.folder(), self.metadata_cache, &name)?;
         let path = staging.folder().path().join(CLONE_DISK);
-        chain.layers.insert(0, Layer::qcow2(image));
-        chain.files.insert(0, path.clone());
         Ok(Scratch { disk: OpenDisk::new(chain, name, true)?, path, staging })
     }
 }

@@ -7,6 +7,7 @@ use super::world::World;
 use cowshed::ops::Silent;
 use cowshed::ops::check::check_clone;
 use cowshed::ops::export::{ExportRequest, export};
+use cowshed::ops::fold::remove_checkpoint;
 use cowshed::ops::gc::gc;
 use cowshed::ops::import::{ImportRequest, import, promote};
 use cowshed::ops::merge::rules::Rules;
@@ -87,10 +88,14 @@ impl Place {
         rebase(&self.store()?, &request, &Silent).map(drop)
     }
 
-    fn resize(&self, clone: &str, bytes: u64, image_only: bool) -> Result<()> {
+    fn remove_checkpoint(&self, clone: &str, number: u32) -> Result<()> {
+        remove_checkpoint(&self.store()?, &name(clone), number, &Silent).map(drop)
+    }
+
+    fn resize(&self, clone: &str, bytes: u64, image_only: bool, no_undo: bool) -> Result<()> {
         let program = PathBuf::from(env!("CARGO_BIN_EXE_cowshed"));
         let size = Size::Bytes(bytes);
-        let request = ResizeRequest { clone: base_ref(clone), size, image_only, program };
+        let request = ResizeRequest { clone: base_ref(clone), size, image_only, no_undo, program };
         resize(&self.store()?, &request, &Silent).map(drop)
     }
 
@@ -153,6 +158,7 @@ impl Command {
         match self.name {
             _ if self.first => nothing(),
             "gc" | "gc of a version between others" => versions(),
+            "rm --checkpoint between others" => layers(),
             _ => everything(),
         }
     }
@@ -183,7 +189,7 @@ fn repair(place: &Place) -> Result<()> {
 /// All commands.
 pub fn all() -> Vec<Command> {
     type Run = fn(&Place) -> Result<()>;
-    let table: [(&'static str, Option<Kind>, Run); 42] = [
+    let table: [(&'static str, Option<Kind>, Run); 45] = [
         ("first import", Some(Kind::Exists), |p| p.import("one.raw", "base")),
         ("import", Some(Kind::Exists), |p| p.import("two.raw", "second")),
         ("import qcow2", Some(Kind::Exists), |p| p.import("three.qcow2", "third")),
@@ -194,7 +200,9 @@ pub fn all() -> Vec<Command> {
         ("checkpoint of a clone without any", None, |p| p.store()?.checkpoint(&name("b"), None).map(drop)),
         ("restore", None, |p| p.store()?.restore(&name("a"), 1, true).map(drop)),
         ("restore and discard", None, |p| p.store()?.restore(&name("a"), 2, false).map(drop)),
-        ("rm --checkpoint", Some(Kind::NotFound), |p| p.store()?.remove_checkpoint(&name("a"), 2).map(drop)),
+        ("rm --checkpoint", Some(Kind::NotFound), |p| p.remove_checkpoint("a", 2)),
+        ("rm --checkpoint of the present chain", Some(Kind::NotFound), |p| p.remove_checkpoint("c", 1)),
+        ("rm --checkpoint between others", Some(Kind::NotFound), |p| p.remove_checkpoint("h", 2)),
         ("rename", Some(Kind::Exists), |p| p.store()?.rename(&name("b"), &name("bb"))),
         ("rename a base", Some(Kind::Exists), |p| p.store()?.rename(&name("lone"), &name("alone"))),
         ("rm of a clone", Some(Kind::NotFound), |p| p.store()?.remove_clone(&name("b")).map(drop)),
@@ -225,8 +233,9 @@ pub fn all() -> Vec<Command> {
         ("rebase --strategy keep", None, |p| p.rebase("c", "lines", Strategy::Keep)),
         ("rebase --strategy replace", None, |p| p.rebase("c", "lines", Strategy::Replace)),
         ("rebase --strategy merge", None, |p| p.rebase("e", "os", Strategy::Merge)),
-        ("resize --image-only", None, |p| p.resize("c", 200 << 10, true)),
-        ("resize smaller", None, |p| p.resize("g", 384 << 10, false)),
+        ("resize --image-only", None, |p| p.resize("c", 200 << 10, true, false)),
+        ("resize --no-undo", None, |p| p.resize("c", 200 << 10, true, true)),
+        ("resize smaller", None, |p| p.resize("g", 384 << 10, false, false)),
         ("undo", Some(Kind::NotFound), |p| p.store()?.undo(&name("d")).map(drop)),
         ("rebase --at-next-start", None, |p| p.wait("c", Strategy::Keep)),
         ("rebase --at-next-start of a clone that waits", None, |p| p.wait("f", Strategy::Keep)),
@@ -403,6 +412,19 @@ pub fn versions() -> Built {
     last[60_000..70_000].fill(0x1a);
     fs::write(built.path().join("last.raw"), last).unwrap();
     place.import_as("last.raw", "middle", true).unwrap();
+    built
+}
+
+/// The same with a clone of four layers.
+pub fn layers() -> Built {
+    let built = everything();
+    let store = Place::new(built.path()).store().unwrap();
+    store.create_clones(&base_ref("base"), &[name("h")], &CloneOptions::default()).unwrap();
+    for (byte, at) in [(1, 5000), (2, 9000), (3, 60_000)] {
+        write(&store, "h", byte, at);
+        store.checkpoint(&name("h"), None).unwrap();
+    }
+    write(&store, "h", 4, 64_000);
     built
 }
 

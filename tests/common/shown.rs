@@ -176,7 +176,7 @@ fn clone_key(folder: &Path) -> String {
             let now = Fingerprint::of(&file).unwrap();
             let fits = manifest["fingerprint"]["mtime_ns"] == now.mtime_ns
                 && manifest["fingerprint"]["size"] == now.size;
-            key += &format!("{fits} {}", manifest["parent"]);
+            key += &format!("{fits} {} {}", manifest["parent"], manifest["folding"]);
         }
     }
     key
@@ -296,8 +296,10 @@ pub fn probe(root: &Path) -> Result<(), String> {
     }
     for clone in store.clones().map_err(|error| say("clones", &error))? {
         // One with checkpoints and one without, whatever they are called now.
-        let few =
-            matches!(clone.name.as_str(), "a" | "aa" | "b" | "bb" | "c" | "d" | "e" | "f" | "g" | "n-1");
+        let few = matches!(
+            clone.name.as_str(),
+            "a" | "aa" | "b" | "bb" | "c" | "d" | "e" | "f" | "g" | "h" | "n-1"
+        );
         if few && store.open_clone(&clone.name, Access::Read).is_ok() {
             let made = store.checkpoint(&clone.name, Some("probe"));
             made.map_err(|error| say(&format!("the next checkpoint of {}", clone.name), &error))?;

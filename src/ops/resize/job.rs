@@ -32,7 +32,7 @@ struct Ext {
 }
 
 impl Job<'_> {
-    fn disk(&self) -> &Disk {
+    pub(super) fn disk(&self) -> &Disk {
         (*self.disk).as_ref()
     }
 
@@ -50,14 +50,14 @@ impl Job<'_> {
         };
         let end = slot.partition.end().0;
         let is_cut = size.is_none_or(|size| layout.table.room(size) < end);
-        if !is_cut || !matches!(content, Content::Ext(_)) || slot.is_container {
+        if !is_cut || !can_shrink(&slot, content) {
             return self.cut_room(&layout, size, layout.table.least(end), named(&slot, content), done);
         }
         let ext = Ext { slot, content };
         let begun = self.begin(&ext, slot.partition.len)?;
         let minimum = self.minimum(&layout, &ext, &begun)?;
         let size = size.unwrap_or(minimum.bytes.min(self.from));
-        if size < minimum.bytes && size < self.from {
+        if size < minimum.bytes {
             return Err(too_small(size, &minimum));
         }
         done.minimum = Some(minimum);
@@ -97,7 +97,9 @@ impl Job<'_> {
                  made smaller; without that the disk can have {least} bytes"
             )));
         }
-        done.minimum = Some(Minimum { bytes: least.min(self.from), bound_by, used: None });
+        // A filesystem that could be made smaller bounds nothing.
+        let is_bound = layout.last().is_none_or(|(slot, content)| !can_shrink(&slot, content));
+        done.minimum = is_bound.then(|| Minimum { bytes: least.min(self.from), bound_by, used: None });
         if size < self.from {
             done.to = size;
             self.rewrite(layout, size, None)?;
@@ -216,6 +218,11 @@ impl std::fmt::Display for Ext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&named(&self.slot, self.content))
     }
+}
+
+/// Whether something that lies last can be made smaller.
+fn can_shrink(slot: &Slot, content: Content) -> bool {
+    matches!(content, Content::Ext(_)) && !slot.is_container
 }
 
 fn too_small(size: u64, minimum: &Minimum) -> Error {

@@ -2,29 +2,20 @@
 
 mod disk;
 mod job;
+mod room;
+mod size;
 
-use super::Progress;
+use super::{Progress, fold};
 use crate::error::{Error, Kind, Result};
 use crate::guestfs::SharedDisk;
-use crate::store::{BaseRef, DISK_MAX, Name, Scratch, Store, Target};
-use crate::units::SECTOR;
+use crate::store::{BaseRef, Name, Scratch, Store, Target, refuse_more};
 use job::Job;
+use room::Room;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A size of a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Size {
-    /// So many bytes.
-    Bytes(u64),
-    /// So many bytes more than it has.
-    More(u64),
-    /// So many bytes fewer than it has.
-    Less(u64),
-    /// As few as its content allows.
-    Least,
-}
+pub use size::Size;
 
 /// Which clone shall have which size.
 #[derive(Clone, Debug)]
@@ -35,6 +26,8 @@ pub struct ResizeRequest {
     pub size: Size,
     /// Leave partition and filesystem to the guest; only for a larger disk.
     pub image_only: bool,
+    /// Keep no checkpoint of the state from before: the clone's layer is made anew, with what is still seen.
+    pub no_undo: bool,
     /// Our own program, which knows [`crate::guestfs::edit::COMMAND`].
     pub program: PathBuf,
 }
@@ -60,6 +53,12 @@ pub struct Resized {
     /// The checkpoint that holds the state from before; none in a plan, or when there was nothing to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<u32>,
+    /// Room that the host must have meanwhile, more or less; only told by a plan without undo.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub needs_bytes: Option<u64>,
+    /// What the host gets back when there is no undo; of a plan more or less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freed_bytes: Option<u64>,
 }
 
 /// How small a disk can be.
@@ -87,23 +86,8 @@ pub struct Changed {
     pub to: u64,
 }
 
-impl Size {
-    /// The size for a disk that has `from` bytes; `None` for the least one.
-    fn of(self, from: u64) -> Result<Option<u64>> {
-        let bytes = match self {
-            Self::Least => return Ok(None),
-            Self::Bytes(bytes) => Some(bytes),
-            Self::More(bytes) => from.checked_add(bytes),
-            Self::Less(bytes) => from.checked_sub(bytes),
-        };
-        let bytes = bytes.filter(|bytes| (SECTOR..=DISK_MAX).contains(bytes) && bytes.is_multiple_of(SECTOR));
-        bytes.map(Some).ok_or_else(|| {
-            Error::invalid("the disk's new size is not a positive multiple of 512 bytes up to 16 TiB")
-        })
-    }
-}
-
-/// Gives a clone's disk another size. The state from before becomes a checkpoint: `undo` goes back to it.
+/// Gives a clone's disk another size. The state from before becomes a checkpoint, unless the request says that it shall not:
+/// `undo` goes back to it.
 ///
 /// # Errors
 /// `NotFound` (the clone, a program, FUSE), `Busy` while somebody has it open, `Invalid` for a size that its content does
@@ -123,10 +107,18 @@ pub fn resize(store: &Store, request: &ResizeRequest, progress: &dyn Progress) -
         stop: &|| progress.cancelled(),
         act: true,
     };
-    let mut done = run(&job, clone.clone(), size, request.image_only).map_err(at)?;
+    let mut done = run(&job, &clone, size, request).map_err(at)?;
     drop(job);
     super::check_cancelled(progress)?;
-    if done.to != done.from {
+    if done.to == done.from {
+        return Ok(done);
+    }
+    if request.no_undo {
+        let new = now.without_undo(done.to)?;
+        fold::copy(new.union(), progress).map_err(at)?;
+        super::check_cancelled(progress)?;
+        done.freed_bytes = Some(new.publish()?.bytes);
+    } else {
         done.checkpoint = Some(now.publish(done.to)?.number);
     }
     Ok(done)
@@ -151,16 +143,37 @@ pub fn plan(store: &Store, request: &ResizeRequest, progress: &dyn Progress) -> 
         stop: &|| progress.cancelled(),
         act: false,
     };
-    run(&job, clone.clone(), size, request.image_only).map_err(|error| error.at(format!("clone {clone}")))
+    let at = |error: Error| error.at(format!("clone {clone}"));
+    let mut planned = run(&job, &clone, size, request).map_err(at)?;
+    if request.no_undo && planned.to != from {
+        let room = Room::of(store, &clone, &scratch.disk.disk, planned.to).map_err(at)?;
+        planned.needs_bytes = Some(room.needs_bytes);
+        planned.freed_bytes = Some(room.gives_back_bytes);
+    }
+    Ok(planned)
 }
 
-fn run(job: &Job<'_>, clone: Name, size: Option<u64>, image_only: bool) -> Result<Resized> {
+fn run(job: &Job<'_>, clone: &Name, size: Option<u64>, request: &ResizeRequest) -> Result<Resized> {
+    if request.no_undo {
+        // Under the layer of the work.
+        refuse_more(job.disk(), &[None, None])?;
+    }
     let from = job.from;
-    let begun = Resized { clone, from, to: from, minimum: None, changed: None, note: None, checkpoint: None };
+    let begun = Resized {
+        clone: clone.clone(),
+        from,
+        to: from,
+        minimum: None,
+        changed: None,
+        note: None,
+        checkpoint: None,
+        needs_bytes: None,
+        freed_bytes: None,
+    };
     match size {
         Some(size) if size == from => Ok(begun),
-        Some(size) if size > from => job.larger(size, image_only, begun),
-        _ if image_only => Err(Error::invalid(
+        Some(size) if size > from => job.larger(size, request.image_only, begun),
+        _ if request.image_only => Err(Error::invalid(
             "only a larger disk can be left to its guest: what a smaller one would cut must be moved first",
         )),
         size => job.smaller(size, begun),
@@ -179,75 +192,5 @@ fn clone_named(store: &Store, request: &ResizeRequest) -> Result<Name> {
                 base.name
             ),
         )),
-    }
-}
-
-impl std::str::FromStr for Size {
-    type Err = Error;
-
-    /// Bytes, or a number with K, M, G or T; with `+` or `-` before it for more or less.
-    fn from_str(text: &str) -> Result<Self> {
-        let (make, rest): (fn(u64) -> Self, &str) = match text.strip_prefix(['+', '-']) {
-            Some(rest) if text.starts_with('+') => (Self::More, rest),
-            Some(rest) => (Self::Less, rest),
-            None => (Self::Bytes, text),
-        };
-        let digits = rest.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let shift = match rest.get(digits.len()..) {
-            Some("" | "B" | "b") => 0,
-            Some("K" | "k" | "KiB") => 10,
-            Some("M" | "m" | "MiB") => 20,
-            Some("G" | "g" | "GiB") => 30,
-            Some("T" | "t" | "TiB") => 40,
-            _ => return Err(no_size()),
-        };
-        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-        let number = digits.parse::<u64>().ok().filter(|_| is_number);
-        number.and_then(|number| number.checked_mul(1 << shift)).map(make).ok_or_else(no_size)
-    }
-}
-
-fn no_size() -> Error {
-    Error::invalid("a size is a number of bytes, or one with K, M, G or T; +10G is more, -5G less")
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::Size;
-
-    #[test]
-    fn sizes_are_read_as_people_write_them() {
-        let gib = 1 << 30;
-        for (text, size) in [
-            ("12G", Size::Bytes(12 * gib)),
-            ("+10G", Size::More(10 * gib)),
-            ("-5G", Size::Less(5 * gib)),
-            ("512", Size::Bytes(512)),
-            ("3MiB", Size::Bytes(3 << 20)),
-            ("1t", Size::Bytes(1 << 40)),
-        ] {
-            assert_eq!(text.parse::<Size>().unwrap(), size, "{text}");
-        }
-        for text in ["", "G", "+", "--5G", "+-5", "1.5G", "5 G", "99999999999T", "5X", "0x10", "٣"] {
-            text.parse::<Size>().unwrap_err();
-        }
-    }
-
-    #[test]
-    fn a_size_that_no_disk_can_have_is_refused() {
-        let from = 1 << 30;
-        assert_eq!(Size::Less(512).of(from).unwrap(), Some(from - 512));
-        assert_eq!(Size::Least.of(from).unwrap(), None);
-        for size in [
-            Size::Bytes(0),
-            Size::Bytes(513),
-            Size::Less(from),
-            Size::Less(from + 1),
-            Size::More(u64::MAX),
-            Size::Bytes(17 << 40),
-        ] {
-            size.of(from).unwrap_err();
-        }
     }
 }

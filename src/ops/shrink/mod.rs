@@ -6,6 +6,7 @@
 mod needless;
 
 use super::Progress;
+use super::fold::foldable;
 use crate::disk::Disk;
 use crate::error::{Error, Kind, Result};
 use crate::guestfs::free::{Area, Free, survey};
@@ -33,9 +34,13 @@ pub struct Left {
 pub struct Held {
     /// The checkpoint.
     pub number: u32,
-    /// What the host gets back when it goes.
+    /// What its files take up.
     pub bytes: u64,
-    /// Whether the clone's present state, or another checkpoint, stands on it: it cannot go before that does.
+    /// What the host gets back when it goes, at least: what stands on it keeps what is still seen of it. `None` when it
+    /// cannot go, or cannot be opened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gives_back_bytes: Option<u64>,
+    /// Whether several layers stand on it: it cannot go before all of them but one do.
     pub needed: bool,
 }
 
@@ -80,6 +85,7 @@ pub struct Shrunk {
 pub fn plan(store: &Store, clone: &Name, progress: &dyn Progress) -> Result<Shrunk> {
     let open = store.open_clone(clone, Access::Read)?;
     let mut report = Shrunk::of(store, clone)?;
+    report.checkpoints = held(store, clone)?;
     report
         .search(&open.disk, progress, &mut |_| Ok(()))
         .map_err(|error| error.at(format!("clone {clone}")))?;
@@ -105,6 +111,7 @@ pub fn shrink(store: &Store, clone: &Name, progress: &dyn Progress) -> Result<Sh
         return Err(stopped());
     }
     report.after = Some(cost(store, clone)?);
+    report.checkpoints = held(store, clone)?;
     Ok(report)
 }
 
@@ -129,6 +136,21 @@ fn bound(compacted: &Compacted) -> Option<String> {
     }
 }
 
+/// What the checkpoints of a clone hold, and what of it could go.
+fn held(store: &Store, clone: &Name) -> Result<Vec<Held>> {
+    let mut found = Vec::new();
+    for number in store.checkpoints(clone)?.iter().map(|checkpoint| checkpoint.number) {
+        let bytes = store.checkpoint_bytes_if_removed(clone, number)?;
+        let (gives_back_bytes, needed) = match store.layers_on(clone, number)?.as_slice() {
+            [] => (Some(bytes), false),
+            [one] => (foldable(store, clone, number, *one).ok().map(|fold| fold.gives_back_bytes), false),
+            _ => (None, true),
+        };
+        found.push(Held { number, bytes, gives_back_bytes, needed });
+    }
+    Ok(found)
+}
+
 fn cost(store: &Store, clone: &Name) -> Result<Cost> {
     let target = Target::Clone(clone.clone());
     let path = store.path(&target)?;
@@ -139,14 +161,6 @@ fn cost(store: &Store, clone: &Name) -> Result<Cost> {
 
 impl Shrunk {
     fn of(store: &Store, clone: &Name) -> Result<Self> {
-        let (all, current) = (store.checkpoints(clone)?, store.current_checkpoint(clone)?);
-        let mut checkpoints = Vec::new();
-        for number in all.iter().map(|checkpoint| checkpoint.number) {
-            let needed =
-                current == Some(number) || all.iter().any(|checkpoint| checkpoint.parent == Some(number));
-            let bytes = store.checkpoint_bytes_if_removed(clone, number)?;
-            checkpoints.push(Held { number, bytes, needed });
-        }
         Ok(Self {
             clone: clone.clone(),
             own_bytes: 0,
@@ -155,7 +169,7 @@ impl Shrunk {
             before: cost(store, clone)?,
             after: None,
             left: Vec::new(),
-            checkpoints,
+            checkpoints: Vec::new(),
             bounded_by: None,
         })
     }
