@@ -88,6 +88,12 @@ impl Layer {
     }
 }
 
+impl AsRef<Disk> for Disk {
+    fn as_ref(&self) -> &Disk {
+        self
+    }
+}
+
 fn raw_top() -> Error {
     Error::invalid("the disk is a raw file, which has no space of its own to give back; punch holes into it")
 }
