@@ -90,6 +90,7 @@ const CASES: &[Case] = &[
         Refused,
         Safe,
     ),
+    case(&["run", "web", "--disk", "vhost-user", "--accel", "tcg", "--qemu", "PLAYER"], Refused, Refused),
     case(&["serve", "web", "--vhost-user", "SOCKET"], Refused, Refused),
     case(&["completions", "bash"], Safe, Safe),
     case(&["man", "FOLDER"], Safe, Safe),

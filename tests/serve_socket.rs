@@ -196,6 +196,8 @@ fn wrong_usage_is_told_apart_from_failure() {
         &["serve", "web", "--queues", "2"],
         &["serve", "web", "--vhost-user", "s", "--queues", "0"],
         &["serve", "web", "--vhost-user", "s", "--queues", "65"],
+        &["run", "web", "--disk", "vhost-user", "--view", "/v"],
+        &["run", "web", "--disk", "floppy"],
     ] {
         one_line(&shed.output(arguments), 2, arguments);
     }
