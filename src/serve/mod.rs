@@ -14,6 +14,7 @@ mod connection;
 mod export;
 pub mod inflight;
 pub mod memory;
+mod messages;
 mod queue;
 pub mod request;
 pub mod ring;
