@@ -4,6 +4,7 @@ use super::block;
 use crate::disk::Disk;
 use crate::error::{Error, Kind, Result, report, tell};
 use crate::idle::{Changes, Flusher, Lazy, Queue};
+use crate::qcow2::Reader;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::units::GuestOffset;
 use std::fmt::{self, Debug};
@@ -137,12 +138,12 @@ impl Export {
         done
     }
 
-    /// Reads; the range must lie inside the disk.
+    /// Gives `reader` a range, which must lie inside the disk.
     ///
     /// # Errors
-    /// As [`Disk::read`].
-    pub fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
-        self.told(|disk| disk.read(buf, at))
+    /// As [`Disk::read_to`].
+    pub fn read_to(&self, reader: &mut dyn Reader, at: GuestOffset, len: u64) -> Result<()> {
+        self.told(|disk| disk.read_to(reader, at, len))
     }
 
     /// Writes; the range must lie inside the disk.

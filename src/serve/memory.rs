@@ -1,7 +1,7 @@
-//! A guest's memory: copied from and to, never borrowed, for the guest changes it at any time.
+//! A guest's memory: copied from, filled, never borrowed, for the guest changes it at any time.
 
 use crate::units::{index, length};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 /// The memory that a front end shares.
 pub type Memory = GuestMemoryMmap<()>;
@@ -18,6 +18,13 @@ pub struct Segment {
 /// A request names memory that the guest does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outside;
+
+/// Whether the guest has all the memory of `segments`.
+#[must_use]
+pub fn is_there(memory: &Memory, segments: &[Segment]) -> bool {
+    let inside = |segment: &Segment| memory.check_range(segment.at, index(u64::from(segment.len)));
+    segments.iter().all(|segment| segment.len == 0 || inside(segment))
+}
 
 /// Bytes of all `segments` together.
 #[must_use]
@@ -79,6 +86,22 @@ impl<'a> Cursor<'a> {
             buf = later;
         }
         Ok(())
+    }
+
+    /// The next `len` bytes as runs of memory to be filled.
+    ///
+    /// # Errors
+    /// When there are fewer, or the guest has no such memory.
+    pub fn runs<'m>(&mut self, memory: &'m Memory, mut len: u64) -> Result<Vec<VolatileSlice<'m>>, Outside> {
+        let mut runs = Vec::new();
+        while len > 0 {
+            let (at, part) = self.next(len).ok_or(Outside)?;
+            for run in GuestMemoryBackend::get_slices(memory, at, index(part)) {
+                runs.push(run.map_err(|_| Outside)?);
+            }
+            len -= part;
+        }
+        Ok(runs)
     }
 
     /// Puts `data` into the next bytes.

@@ -5,7 +5,9 @@
 use super::block::{self, HEADER, Header, Kind, MAY_UNMAP, PIECE, RANGE, RANGE_MAX, RANGES, Range, Status};
 use super::chain::{Chain, Malformed};
 use super::export::Export;
-use super::memory::{Cursor, Memory, Outside, total};
+use super::memory::{Cursor, Memory, Outside, Segment, is_there, total};
+use crate::qcow2::{Piece, Reader};
+use crate::storage::zero_volatile;
 use crate::units::{GuestOffset, SECTOR, index, length};
 use std::sync::Arc;
 use vm_memory::GuestAddress;
@@ -15,9 +17,33 @@ use vm_memory::GuestAddress;
 pub struct Worker<'a> {
     export: &'a Arc<Export>,
     chain: Chain,
-    /// Data on their way between guest and disk: the guest may change its own copy at any time, and the engine must not
-    /// see that.
+    /// Data on their way from guest to disk: the guest may change its own copy at any time, and the engine must not see
+    /// that.
     bounce: Box<[u8]>,
+}
+
+/// A guest's buffers, to be filled from a disk.
+struct Guest<'a> {
+    memory: &'a Memory,
+    to: Cursor<'a>,
+}
+
+impl Reader for Guest<'_> {
+    fn take(&mut self, piece: Piece<'_>) -> crate::Result<()> {
+        let outside = |_| crate::Error::invalid("the guest has no such memory");
+        let failed = |doing: &'static str| move |error| crate::Error::io(doing, error);
+        match piece {
+            Piece::Bytes(bytes) => self.to.write(self.memory, bytes).map_err(outside),
+            Piece::Zeros(len) => {
+                let runs = self.to.runs(self.memory, len).map_err(outside)?;
+                zero_volatile(&runs).map_err(failed("filling the guest's memory"))
+            }
+            Piece::Stored { file, at, len, doing } => {
+                let runs = self.to.runs(self.memory, len).map_err(outside)?;
+                file.read_volatile(&runs, at).map_err(failed(doing))
+            }
+        }
+    }
 }
 
 /// A request ends with a status, and with the number of bytes of data that the driver got.
@@ -87,7 +113,7 @@ impl<'a> Worker<'a> {
         let header = Header::parse(header);
         let sent = total(&chain.readable) - length(HEADER);
         match header.kind {
-            Kind::Read => self.read(memory, header.sector, Cursor::new(&chain.writable), data),
+            Kind::Read => self.read(memory, header.sector, &chain.writable, data),
             Kind::Write => self.write(memory, header.sector, readable, sent),
             Kind::Flush => {
                 self.export.flush()?;
@@ -110,15 +136,13 @@ impl<'a> Worker<'a> {
         at.map(GuestOffset).ok_or_else(|| Status::Failed.into())
     }
 
-    fn read(&mut self, memory: &Memory, sector: u64, mut to: Cursor<'_>, len: u64) -> Result<Answer, Answer> {
-        let mut at = self.place(sector, len)?;
-        let end = at + len;
-        while at < end {
-            let piece = &mut self.bounce[..index((end - at).min(length(PIECE)))];
-            self.export.read(piece, at)?;
-            to.write(memory, piece)?;
-            at = at + length(piece.len());
+    /// From the disk straight into the guest's memory.
+    fn read(&self, memory: &Memory, sector: u64, writable: &[Segment], len: u64) -> Result<Answer, Answer> {
+        let at = self.place(sector, len)?;
+        if !is_there(memory, writable) {
+            return Err(Outside.into());
         }
+        self.export.read_to(&mut Guest { memory, to: Cursor::new(writable) }, at, len)?;
         Ok(Answer { status: Status::Ok, filled: len })
     }
 
