@@ -242,6 +242,8 @@ pub struct Driver {
     numbers: u64,
     pending: [Option<Pending>; SLOTS],
     done: VecDeque<Done>,
+    /// Whether answers bring what was read.
+    pub keeps_data: bool,
 }
 
 /// A descriptor: place, length, whether the device writes.
@@ -251,7 +253,7 @@ impl Driver {
     fn new(number: u16, wish: Wish, memory: Arc<GuestMemoryMmap>, ends: Ends) -> Self {
         let start = START + QUEUE * u64::from(number);
         let (pending, done) = ([None; SLOTS], VecDeque::new());
-        Self { start, wish, memory, ends, available: 0, used: 0, numbers: 0, pending, done }
+        Self { start, wish, memory, ends, available: 0, used: 0, numbers: 0, pending, done, keeps_data: true }
     }
 
     fn put(&self, at: u64, bytes: &[u8]) {
@@ -398,7 +400,7 @@ impl Driver {
             let mut status = [0];
             let at = self.start + HEADERS + (slot * 64) as u64 + 32;
             self.memory.read_slice(&mut status, GuestAddress(at)).unwrap();
-            let mut data = vec![0; pending.wanted];
+            let mut data = vec![0; if self.keeps_data { pending.wanted } else { 0 }];
             self.memory.read_slice(&mut data, GuestAddress(self.buffer(slot))).unwrap();
             self.done.push_back(Done { number: pending.number, status: status[0], data, written });
         }
