@@ -132,3 +132,16 @@ impl From<Error> for io::Error {
         io::Error::from_raw_os_error(error.errno())
     }
 }
+
+/// Says on standard error what went wrong; the program that uses a disk only gets an error number.
+pub(crate) fn report(error: &Error) {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    tell(format_args!("{error}{cause}"));
+}
+
+/// Says something on standard error, for people.
+pub(crate) fn tell(what: fmt::Arguments<'_>) {
+    use io::Write;
+    // The log may be gone; there is nobody to tell then.
+    let _ = writeln!(io::stderr(), "cowshed: {what}");
+}

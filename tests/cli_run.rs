@@ -64,18 +64,22 @@ fn sector_8(shed: &Shed) -> [u8; 512] {
 
 #[test]
 fn a_guest_boots_and_keeps_its_changes_in_the_clone() {
-    let shed = shed();
-    let base = file_digest(&shed.base_disk());
-    run(&shed, &["web", "--ephemeral"]);
-    run(&shed, &["web", "--snapshot"]);
-    run(&shed, &["deb", "--ephemeral"]);
-    assert_eq!(sector_8(&shed), [0; 512], "throw-away runs change nothing");
-    assert_eq!(fs::read_dir(shed.root().join("tmp")).unwrap().count(), 0, "and leave nothing");
+    for way in ["view", "vhost-user"] {
+        let shed = shed();
+        let base = file_digest(&shed.base_disk());
+        run(&shed, &["web", "--ephemeral", "--disk", way]);
+        run(&shed, &["web", "--snapshot", "--disk", way]);
+        run(&shed, &["deb", "--ephemeral", "--disk", way]);
+        assert_eq!(sector_8(&shed), [0; 512], "throw-away runs change nothing");
+        assert_eq!(fs::read_dir(shed.root().join("tmp")).unwrap().count(), 0, "and leave nothing");
 
-    run(&shed, &["web"]);
-    assert_eq!(sector_8(&shed), boot_sector());
-    qemu_check(&shed.delta("web"));
-    assert_eq!(file_digest(&shed.base_disk()), base);
+        run(&shed, &["web", "--disk", way, "--cpus", "2"]);
+        assert_eq!(sector_8(&shed), boot_sector());
+        qemu_check(&shed.delta("web"));
+        run(&shed, &["deb", "--edit", "--disk", way]);
+        assert!(shed.ok(&["list"]).contains("deb@2"), "{way}");
+        assert_eq!(file_digest(&shed.base_disk()), base);
+    }
 }
 
 #[test]

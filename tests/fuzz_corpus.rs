@@ -364,6 +364,22 @@ fn manifests_names_and_messages_end_in_a_sentence() {
 }
 
 #[test]
+fn a_virtio_device_answers_each_request_once_and_writes_only_where_it_may() {
+    replay("virtio", 8_000);
+}
+
+/// Requests of each kind: `cargo test --test fuzz_corpus -- --ignored`.
+#[test]
+#[ignore = "writes tests/fuzz/corpus/virtio"]
+fn the_corpus_of_virtio_requests_is_made() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus/virtio");
+    std::fs::create_dir_all(&root).unwrap();
+    for (name, input) in fuzz::virtio_corpus() {
+        std::fs::write(root.join(name), input).unwrap();
+    }
+}
+
+#[test]
 fn images_read_as_qemu_reads_them_and_errors_that_it_finds_are_found() {
     replay("qemu", 60);
 }

@@ -92,6 +92,8 @@ const CASES: &[Case] = &[
         Refused,
         Safe,
     ),
+    case(&["run", "web", "--disk", "vhost-user", "--accel", "tcg", "--qemu", "PLAYER"], Refused, Refused),
+    case(&["serve", "web", "--vhost-user", "SOCKET"], Refused, Refused),
     case(&["completions", "bash"], Safe, Safe),
     case(&["man", "FOLDER"], Safe, Safe),
 ];
@@ -128,6 +130,7 @@ fn arguments(shed: &Shed, case: &Case) -> Vec<String> {
         "FOLDER" => place("man"),
         "VIEW" => place("view"),
         "PLAYER" => place("player"),
+        "SOCKET" => place("serve"),
         other => other.to_owned(),
     };
     case.arguments.iter().map(word).collect()
@@ -141,6 +144,8 @@ enum User {
     Tool(Child, ChildStdin),
     /// A view, with the file that is open.
     View { _file: File, _server: Server },
+    /// `cowshed serve`, and the socket where it is ready.
+    Serve(Child),
     /// `cowshed run` with a machine that does not run yet.
     Run(Child),
 }
@@ -211,6 +216,14 @@ impl User {
         Self::Run(child)
     }
 
+    fn serve(shed: &Shed, options: &[&str]) -> Self {
+        let socket = shed.path("served");
+        let arguments = [&["serve", "web", "--vhost-user", socket.to_str().unwrap()], options].concat();
+        let child = shed.command(&arguments).stderr(Stdio::null()).spawn().unwrap();
+        until("the clone is served", || socket.exists());
+        Self::Serve(child)
+    }
+
     fn end(self) {
         drop(self);
     }
@@ -228,6 +241,10 @@ impl Drop for User {
                 let _ = child.wait();
             }
             Self::View { .. } => {}
+            Self::Serve(child) => {
+                let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+                let _ = child.wait();
+            }
             Self::Run(child) => {
                 // Twice: the first one only presses the power button of a machine that does not run.
                 for _ in 0..2 {
@@ -339,6 +356,20 @@ fn beside_a_run_each_command_is_refused_or_safe() {
     all_beside("a run", &shed, user, true);
 }
 
+#[test]
+fn beside_a_server_each_command_is_refused_or_safe() {
+    let shed = shed();
+    let user = User::serve(&shed, &[]);
+    all_beside("a server", &shed, user, true);
+}
+
+#[test]
+fn beside_a_server_that_only_reads_each_command_is_refused_or_safe() {
+    let shed = shed();
+    let user = User::serve(&shed, &["--read-only"]);
+    all_beside("a reading server", &shed, user, false);
+}
+
 /// QEMU's programs on the clone's file; whether each one would change it.
 fn programs<'a>(delta: &'a str, out: &'a str) -> Vec<(&'static str, Vec<&'a str>, bool)> {
     vec![
@@ -409,6 +440,13 @@ fn beside_a_run_qemus_programs_are_kept_out() {
     let shed = shed();
     let user = User::run(&shed);
     all_of_qemus_beside("a run", &shed, user, true);
+}
+
+#[test]
+fn beside_a_server_qemus_programs_are_kept_out() {
+    let shed = shed();
+    let user = User::serve(&shed, &[]);
+    all_of_qemus_beside("a server", &shed, user, true);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cowshed::vm::{AccelChoice, Machine, Serial, SignalWatch, Started, VmConfig, VmError, VmExit};
+use cowshed::vm::{AccelChoice, Drive, Machine, Serial, SignalWatch, Started, VmConfig, VmError, VmExit};
 use tempfile::TempDir;
 
 /// No boot of the guest takes longer than this, even with two on a busy host.
@@ -23,7 +23,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(240);
 static TURN: Mutex<()> = Mutex::new(());
 
 fn run(config: &VmConfig, disk: &Path, notify: &dyn Fn(&str)) -> Result<VmExit, VmError> {
-    cowshed::vm::run(config, disk, &mut SignalWatch::install().unwrap(), notify)
+    cowshed::vm::run(config, &Drive::File(disk), &mut SignalWatch::install().unwrap(), notify)
 }
 
 struct Guest {
@@ -207,7 +207,7 @@ fn a_machine_is_paused_asked_and_ended_over_its_control_socket() {
     let guest = Guest::new();
     let disk = guest.disk();
     let limit = Duration::from_secs(60);
-    let started = Machine::start(&guest.config(None), &disk, cowshed::vm::Accel::Tcg).unwrap();
+    let started = Machine::start(&guest.config(None), &Drive::File(&disk), cowshed::vm::Accel::Tcg).unwrap();
     let Started::Running(mut machine) = started else {
         panic!("QEMU ended at once: {started:?}");
     };
@@ -224,7 +224,7 @@ fn a_machine_is_paused_asked_and_ended_over_its_control_socket() {
 fn dropping_a_machine_leaves_no_process() {
     let guest = Guest::new();
     let disk = guest.disk();
-    let started = Machine::start(&guest.config(None), &disk, cowshed::vm::Accel::Tcg).unwrap();
+    let started = Machine::start(&guest.config(None), &Drive::File(&disk), cowshed::vm::Accel::Tcg).unwrap();
     let Started::Running(machine) = started else {
         panic!("QEMU ended at once: {started:?}");
     };

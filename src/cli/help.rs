@@ -12,7 +12,7 @@ const GROUPS: [(&str, &[&str]); 8] = [
     ("Space", &["shrink", "resize"]),
     ("Go back", &["checkpoint", "checkpoints", "restore"]),
     ("Trust", &["check", "verify"]),
-    ("Use", &["mount", "umount", "run"]),
+    ("Use", &["mount", "umount", "run", "serve"]),
 ];
 const REST: (&str, &[&str]) = ("Set up", &["completions", "man"]);
 

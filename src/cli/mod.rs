@@ -31,6 +31,7 @@ mod resize;
 mod restore;
 mod rm;
 mod run;
+mod serve;
 mod shrink;
 mod tree;
 mod umount;
@@ -84,6 +85,7 @@ enum Command {
     Mount(mount::Mount),
     Umount(umount::Umount),
     Run(run::Run),
+    Serve(serve::Serve),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -120,6 +122,7 @@ impl Command {
             Self::Mount(command) => command.run(context),
             Self::Umount(command) => command.run(),
             Self::Run(command) => command.run(context),
+            Self::Serve(command) => command.run(context),
             Self::Completions(command) => command.run(),
             Self::Man(command) => command.run(),
         }

@@ -2,12 +2,11 @@ mod disk;
 mod edit;
 mod waiting;
 
-use self::disk::Disk;
+use self::disk::{Disk, Way};
 use self::edit::Edit;
 use super::Outcome;
 use super::context::Context;
 use crate::store::{BaseRef, Store, Target};
-use crate::view::Single;
 use crate::vm::{self, AccelChoice, Serial, SignalWatch, VmConfig};
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -39,6 +38,9 @@ pub(super) struct Run {
     /// Use the file of a view that is mounted at DIR, instead of a private one.
     #[arg(long, value_name = "DIR")]
     view: Option<PathBuf>,
+    /// How QEMU gets at the disk.
+    #[arg(long, value_name = "WAY", value_enum, default_value_t = Way::View, conflicts_with = "view")]
+    disk: Way,
     /// Memory: MiB, or with a suffix M or G.
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = memory)]
     memory: u32,
@@ -109,14 +111,16 @@ impl Run {
         }
         let edit = self.edit.then(|| Edit::begin(&store, &target)).transpose()?;
         let disk = match &edit {
-            Some(edit) => edit.disk()?,
+            Some(edit) => edit.disk(self.disk)?,
             None => self.disk(&store, &target)?,
         };
         let config = self.config(&target);
-        let ran = vm::run(&config, &disk.path, &mut signals, &|sentence| {
-            let _ = writeln!(io::stderr(), "cowshed: {sentence}");
+        let ran = disk.with_drive(|drive| {
+            vm::run(&config, drive, &mut signals, &|sentence| {
+                let _ = writeln!(io::stderr(), "cowshed: {sentence}");
+            })
         });
-        // The view ends first: whatever happened, what the guest flushed is safe then.
+        // The disk is closed first: whatever happened, what the guest flushed is safe then.
         let ended = disk.end().and_then(|()| Ok(ran?));
         match edit {
             Some(edit) => edit.end(&store, ended),
@@ -152,14 +156,8 @@ impl Run {
         };
         match &self.view {
             Some(dir) => Disk::in_view(store, dir, name),
-            None if self.ephemeral => {
-                let scratch = Arc::new(store.scratch(target)?);
-                Disk::mount_privately(Single::of_scratch(scratch, name)?)
-            }
-            None => {
-                disk::try_writing(store, name)?;
-                Disk::mount_privately(Single::of_clone(store, name)?)
-            }
+            None if self.ephemeral => Disk::of_scratch(Arc::new(store.scratch(target)?), name, self.disk),
+            None => Disk::of_clone(store, name, self.disk),
         }
     }
 }

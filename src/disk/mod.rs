@@ -6,8 +6,8 @@
 mod raw;
 
 use crate::error::{Error, Result};
-use crate::qcow2::{Below, Compacted, Extent, GoOn, Image, Source};
-use crate::units::{GuestOffset, HostOffset, MIB, index, length};
+use crate::qcow2::{Below, Compacted, Extent, GoOn, Image, Piece, Reader, Source};
+use crate::units::{GuestOffset, HostOffset, MIB, length};
 use std::ops::Range;
 
 pub use raw::RawLayer;
@@ -49,14 +49,14 @@ pub struct Disk {
 struct Chain<'a>(&'a [Layer]);
 
 impl Below for Chain<'_> {
-    fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
-        let inside = self.size().saturating_sub(at.0).min(length(buf.len()));
-        let (inside, outside) = buf.split_at_mut(index(inside));
-        outside.fill(0);
-        match self.0.split_first() {
-            Some((layer, rest)) if !inside.is_empty() => layer.read(inside, at, &Chain(rest)),
-            _ => Ok(()),
+    fn read_to(&self, reader: &mut dyn Reader, at: GuestOffset, len: u64) -> Result<()> {
+        let inside = self.size().saturating_sub(at.0).min(len);
+        if let Some((layer, rest)) = self.0.split_first()
+            && inside > 0
+        {
+            layer.read_to(reader, at, inside, &Chain(rest))?;
         }
+        if inside < len { reader.take(Piece::Zeros(len - inside)) } else { Ok(()) }
     }
 
     fn size(&self) -> u64 {
@@ -80,11 +80,17 @@ impl Layer {
         }
     }
 
-    fn read(&self, buf: &mut [u8], at: GuestOffset, below: &dyn Below) -> Result<()> {
+    fn read_to(&self, reader: &mut dyn Reader, at: GuestOffset, len: u64, below: &dyn Below) -> Result<()> {
         match self {
-            Self::Raw(raw) => raw.read(buf, at),
-            Self::Qcow2(image) => image.read(buf, at, below),
+            Self::Raw(raw) => raw.read_to(reader, at, len),
+            Self::Qcow2(image) => image.read_to(reader, at, len, below),
         }
+    }
+}
+
+impl AsRef<Disk> for Disk {
+    fn as_ref(&self) -> &Disk {
+        self
     }
 }
 
@@ -158,18 +164,28 @@ impl Disk {
     ///
     /// # Errors
     /// As [`Image::read`].
-    pub fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
-        self.check_range(at, length(buf.len()))?;
-        self.layers[0].read(buf, at, &self.below())
+    pub fn read(&self, mut buf: &mut [u8], at: GuestOffset) -> Result<()> {
+        let len = length(buf.len());
+        self.read_to(&mut buf, at, len)
+    }
+
+    /// Gives `reader` the `len` bytes at `at`, which must lie inside the disk. Writers to the range wait meanwhile.
+    ///
+    /// # Errors
+    /// As [`Image::read`]; the reader's.
+    pub fn read_to(&self, reader: &mut dyn Reader, at: GuestOffset, len: u64) -> Result<()> {
+        self.check_range(at, len)?;
+        self.layers[0].read_to(reader, at, len, &self.below())
     }
 
     /// Reads what the disk would show without its top layer; the range must lie inside the disk.
     ///
     /// # Errors
     /// As [`Image::read`].
-    pub fn read_below(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
-        self.check_range(at, length(buf.len()))?;
-        self.below().read(buf, at)
+    pub fn read_below(&self, mut buf: &mut [u8], at: GuestOffset) -> Result<()> {
+        let len = length(buf.len());
+        self.check_range(at, len)?;
+        self.below().read_to(&mut buf, at, len)
     }
 
     /// Writes into the top layer; the range must lie inside the disk.

@@ -1,7 +1,7 @@
 //! A raw file as a layer: its bytes are the disk's.
 
 use crate::error::{Error, Kind, Result};
-use crate::qcow2::Source;
+use crate::qcow2::{Piece, Reader, Source};
 use crate::storage::{Latch, Storage};
 use crate::units::{GuestOffset, HostOffset};
 use std::sync::Arc;
@@ -30,8 +30,9 @@ impl RawLayer {
         self.size
     }
 
-    pub(super) fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
-        self.storage.read_at(buf, HostOffset(at.0)).map_err(|e| Error::io("reading a raw image", e))
+    pub(super) fn read_to(&self, reader: &mut dyn Reader, at: GuestOffset, len: u64) -> Result<()> {
+        let (file, at) = (&self.storage, HostOffset(at.0));
+        reader.take(Piece::Stored { file, at, len, doing: "reading a raw image" })
     }
 
     fn writable(&self) -> Result<&Latch> {

@@ -40,8 +40,9 @@ mod write;
 mod written;
 mod zero;
 
-use crate::error::Result;
-use crate::units::{GuestOffset, HostOffset};
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use crate::units::{GuestOffset, HostOffset, index, length};
 
 pub use check::check;
 pub use compact::{Compacted, Ended, GoOn};
@@ -112,13 +113,61 @@ pub struct Identity {
     pub digest: [u8; 32],
 }
 
+/// Bytes on their way from a disk to its reader.
+#[derive(Debug)]
+pub enum Piece<'a> {
+    /// So many zeros.
+    Zeros(u64),
+    /// Bytes of a file.
+    Stored {
+        /// The file.
+        file: &'a dyn Storage,
+        /// Where they start.
+        at: HostOffset,
+        /// How many.
+        len: u64,
+        /// What is said when they cannot be read.
+        doing: &'static str,
+    },
+    /// Bytes in memory.
+    Bytes(&'a [u8]),
+}
+
+/// Whoever reads from a disk: takes the pieces of a range, in their order, while the disk keeps them where they are.
+pub trait Reader {
+    /// Takes the next piece.
+    ///
+    /// # Errors
+    /// The host's, when it cannot be read; the reader's own.
+    fn take(&mut self, piece: Piece<'_>) -> Result<()>;
+}
+
+/// A buffer, of which the part that is not filled is left.
+impl Reader for &mut [u8] {
+    fn take(&mut self, piece: Piece<'_>) -> Result<()> {
+        let mut part = |len: u64| {
+            let (now, later) = std::mem::take(self).split_at_mut(index(len));
+            *self = later;
+            now
+        };
+        match piece {
+            Piece::Zeros(len) => part(len).fill(0),
+            Piece::Stored { file, at, len, doing } => {
+                file.read_at(part(len), at).map_err(|error| Error::io(doing, error))?;
+            }
+            Piece::Bytes(bytes) => part(length(bytes.len())).copy_from_slice(bytes),
+        }
+        Ok(())
+    }
+}
+
 /// What is under an image: its backing chain.
 pub trait Below: Sync {
-    /// Fills `buf` with what the guest sees at `at` without this image; zeros past the end of the chain.
+    /// Gives `reader` the `len` bytes that the guest sees at `at` without this image; zeros past the end of the chain.
     ///
     /// # Errors
     /// Whatever reading the chain gives.
-    fn read(&self, buf: &mut [u8], at: GuestOffset) -> Result<()>;
+    fn read_to(&self, reader: &mut dyn Reader, at: GuestOffset, len: u64) -> Result<()>;
     /// Length of the disk below in bytes; past it zeros are read.
     fn size(&self) -> u64;
 }
@@ -128,9 +177,8 @@ pub trait Below: Sync {
 pub struct Nothing;
 
 impl Below for Nothing {
-    fn read(&self, buf: &mut [u8], _: GuestOffset) -> Result<()> {
-        buf.fill(0);
-        Ok(())
+    fn read_to(&self, reader: &mut dyn Reader, _: GuestOffset, len: u64) -> Result<()> {
+        reader.take(Piece::Zeros(len))
     }
     fn size(&self) -> u64 {
         0

@@ -2,9 +2,8 @@
 
 use super::entry::{Mapping, Standard};
 use super::image::Image;
-use super::{Below, Extent, Source};
+use super::{Below, Extent, Piece, Reader, Source};
 use crate::error::{Error, Result};
-use crate::storage::Storage;
 use crate::units::{GuestOffset, index, length};
 
 /// Runs are not followed further than this, so that a caller can stop in time.
@@ -15,50 +14,77 @@ impl Image {
     ///
     /// # Errors
     /// `Invalid` outside of the disk; `Corrupt`; the host's. `buf` then holds anything.
-    pub fn read(&self, mut buf: &mut [u8], mut at: GuestOffset, below: &dyn Below) -> Result<()> {
-        self.check_range(at, length(buf.len()))?;
-        while !buf.is_empty() {
+    pub fn read(&self, mut buf: &mut [u8], at: GuestOffset, below: &dyn Below) -> Result<()> {
+        let len = length(buf.len());
+        self.read_to(&mut buf, at, len, below)
+    }
+
+    /// Gives `reader` what the guest sees in the `len` bytes at `at`; the range must lie inside the disk.
+    ///
+    /// # Errors
+    /// As [`Image::read`]; the reader's.
+    pub fn read_to(
+        &self,
+        reader: &mut dyn Reader,
+        mut at: GuestOffset,
+        mut len: u64,
+        below: &dyn Below,
+    ) -> Result<()> {
+        self.check_range(at, len)?;
+        while len > 0 {
             let Some(writer) = &self.writer else {
-                return self.read_runs(buf, at, below);
+                return self.runs_to(reader, at, len, below);
             };
-            let len = writer.locks.batch(at, length(buf.len()));
-            let (now, later) = buf.split_at_mut(index(len));
-            let shared = writer.locks.share(at, len);
-            self.read_runs(now, at, below)?;
+            let batch = writer.locks.batch(at, len);
+            let shared = writer.locks.share(at, batch);
+            self.runs_to(reader, at, batch, below)?;
             drop(shared);
-            buf = later;
-            at = at + len;
+            len -= batch;
+            at = at + batch;
         }
         Ok(())
     }
 
     /// Reads under the caller's locks.
-    pub(super) fn read_runs(&self, mut buf: &mut [u8], mut at: GuestOffset, below: &dyn Below) -> Result<()> {
-        while !buf.is_empty() {
-            let extent = self.run(at, length(buf.len()))?;
-            let (now, later) = buf.split_at_mut(index(extent.len));
+    pub(super) fn read_runs(&self, mut buf: &mut [u8], at: GuestOffset, below: &dyn Below) -> Result<()> {
+        let len = length(buf.len());
+        self.runs_to(&mut buf, at, len, below)
+    }
+
+    /// Reads under the caller's locks.
+    fn runs_to(
+        &self,
+        reader: &mut dyn Reader,
+        mut at: GuestOffset,
+        mut len: u64,
+        below: &dyn Below,
+    ) -> Result<()> {
+        while len > 0 {
+            let extent = self.run(at, len)?;
             match extent.source {
-                Source::Below => below.read(now, at)?,
-                Source::Zero { .. } => now.fill(0),
-                Source::Data(host) => {
-                    self.storage.read_at(now, host).map_err(|e| Error::io("reading the image", e))?;
-                }
-                Source::Compressed => self.read_compressed(now, at)?,
+                Source::Below => below.read_to(reader, at, extent.len)?,
+                Source::Zero { .. } => reader.take(Piece::Zeros(extent.len))?,
+                Source::Data(host) => reader.take(Piece::Stored {
+                    file: &self.storage,
+                    at: host,
+                    len: extent.len,
+                    doing: "reading the image",
+                })?,
+                Source::Compressed => self.read_compressed(reader, at, extent.len)?,
             }
-            buf = later;
+            len -= extent.len;
             at = at + extent.len;
         }
         Ok(())
     }
 
-    fn read_compressed(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
+    fn read_compressed(&self, reader: &mut dyn Reader, at: GuestOffset, len: u64) -> Result<()> {
         let geometry = self.rules.geometry;
         let Mapping::Compressed(compressed) = self.mapping(geometry.cluster_of(at))? else {
             return Err(Error::corrupt(format!("the entry of {at} changed while it was read")));
         };
         let from = index(geometry.within_cluster(at));
-        buf.copy_from_slice(&self.unpack(compressed)?[from..from + buf.len()]);
-        Ok(())
+        reader.take(Piece::Bytes(&self.unpack(compressed)?[from..from + index(len)]))
     }
 
     /// The run that starts at `at`, which must lie inside the disk, followed for at most `limit` bytes (at least 1).

@@ -2,7 +2,7 @@
 
 use super::seal::forget_cached;
 use super::watch::{self, Change, Watcher};
-use super::{Run, Storage, seal};
+use super::{Run, Storage, seal, volatile};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::units::{HostOffset, SECTOR, length};
 use nix::errno::Errno;
@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use vm_memory::VolatileSlice;
 
 /// A host file, read and written through the page cache at explicit offsets.
 ///
@@ -131,6 +132,10 @@ impl Storage for HostFile {
             }
         }
         Ok(())
+    }
+
+    fn read_volatile(&self, to: &[VolatileSlice<'_>], at: HostOffset) -> io::Result<()> {
+        volatile::read(&self.file, to, at)
     }
 
     fn write_at(&self, data: &[u8], at: HostOffset) -> io::Result<()> {

@@ -6,6 +6,7 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::units::HostOffset;
 use std::io;
 use std::sync::Arc;
+use vm_memory::VolatileSlice;
 
 /// A storage that is latched by the first failed sync, and by the first write that fails for another reason than
 /// missing space.
@@ -84,6 +85,10 @@ fn is_out_of_space(error: &io::Error) -> bool {
 impl Storage for Latch {
     fn read_at(&self, buf: &mut [u8], at: HostOffset) -> io::Result<()> {
         self.inner.read_at(buf, at)
+    }
+
+    fn read_volatile(&self, to: &[VolatileSlice<'_>], at: HostOffset) -> io::Result<()> {
+        self.inner.read_volatile(to, at)
     }
 
     fn write_at(&self, data: &[u8], at: HostOffset) -> io::Result<()> {

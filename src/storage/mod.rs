@@ -10,11 +10,13 @@ mod openers;
 mod recorder;
 mod seal;
 mod session;
+mod volatile;
 mod watch;
 
 use crate::units::HostOffset;
 use std::fmt;
 use std::io;
+use vm_memory::VolatileSlice;
 
 pub use device::Device;
 pub use folder::{FileAccess, Folder, is_file, is_folder};
@@ -26,6 +28,7 @@ pub use openers::is_open_for_writing;
 pub use recorder::{Effect, Event, Recorder};
 pub use seal::{Fingerprint, block_bytes, forget_cached, seal, set_immutable};
 pub use session::Session;
+pub use volatile::zero as zero_volatile;
 pub use watch::{Change, Entry, Watch};
 
 /// A run of a file that is data throughout, or a hole throughout.
@@ -48,6 +51,14 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// The host's error; `buf` then holds anything.
     fn read_at(&self, buf: &mut [u8], at: HostOffset) -> io::Result<()>;
+
+    /// As [`Storage::read_at`], into memory that others may change at any time, and that is therefore never borrowed.
+    ///
+    /// # Errors
+    /// As [`Storage::read_at`].
+    fn read_volatile(&self, to: &[VolatileSlice<'_>], at: HostOffset) -> io::Result<()> {
+        volatile::copy(self, to, at)
+    }
 
     /// Writes all of `data` at `at`; the file grows when it must.
     ///

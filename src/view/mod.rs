@@ -4,17 +4,15 @@
 //! the clone, over the same open disk. One process at a time writes a clone; see [`shared`].
 
 mod facts;
-mod flusher;
 mod names;
 mod shared;
 mod single;
 mod window;
 
-use crate::error::Error;
+use crate::idle::Flusher;
 use crate::store::{BaseRef, Name, Store, Target};
 use crate::sync::Mutex;
 use facts::FactsCache;
-use flusher::Flusher;
 use fuse_mount::{Device, Opener, Source, Stat};
 use names::CloneFile;
 use rayon::prelude::*;
@@ -201,12 +199,4 @@ fn stat_of(metadata: &Metadata, size: u64, clone: Option<bool>) -> io::Result<St
     };
     let modified = metadata.modified()?;
     Ok(Stat { size, blocks, modified, writable: clone.is_some(), immutable: clone.is_none() })
-}
-
-/// Says on standard error what went wrong; the program that uses the view only gets an error number.
-fn report(error: &Error) {
-    use io::Write;
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    // The log may be gone; there is nobody to tell then.
-    let _ = writeln!(io::stderr(), "cowshed: {error}{cause}");
 }

@@ -6,12 +6,11 @@
 //! filesystem. The threads and further descriptors of that process are welcome.
 
 use super::facts::Facts;
-use super::flusher::Queue;
-use super::report;
 use crate::disk::Disk;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, report};
+use crate::idle::{Changes, Lazy, Queue};
 use crate::store::{Access, OpenDisk, Scratch, Store, Target};
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Mutex, RwLock};
 use fuse_mount::Opener;
 use std::io;
@@ -88,12 +87,15 @@ pub(super) struct Shared {
     failures: AtomicU32,
 }
 
-/// When the disk changed since its last flush, on the queue's clock, which never shows 0.
-#[derive(Debug, Default)]
-struct Changes {
-    /// 0 when nothing is unflushed.
-    first: AtomicU64,
-    last: AtomicU64,
+impl Lazy for Shared {
+    fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    fn flush_idle(&self) {
+        // It is on standard error already.
+        let _ = self.flush();
+    }
 }
 
 impl Shared {
@@ -184,7 +186,7 @@ impl Shared {
             return;
         }
         let mut slot = self.slot.write();
-        self.changes.first.store(0, Ordering::Release);
+        self.changes.clear();
         if let Some(Err(error)) = slot.take().map(Held::close) {
             report(&error.at(self.path.display()));
         }
@@ -227,11 +229,7 @@ impl Shared {
     }
 
     fn mark_changed(self: &Arc<Self>) {
-        let now = self.queue.now();
-        self.changes.last.store(now, Ordering::Release);
-        if self.changes.first.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            self.queue.push(self);
-        }
+        self.queue.mark(self);
     }
 
     /// Makes all changes durable that returned before.
@@ -239,13 +237,7 @@ impl Shared {
     /// # Errors
     /// As [`Shared::with`].
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.changes.first.store(0, Ordering::Release);
+        self.changes.clear();
         self.with(Disk::flush)
-    }
-
-    /// When the oldest and the newest unflushed change were made; `None` when all is flushed.
-    pub(super) fn unflushed(&self) -> Option<(u64, u64)> {
-        let first = self.changes.first.load(Ordering::Acquire);
-        (first != 0).then(|| (first, self.changes.last.load(Ordering::Acquire)))
     }
 }

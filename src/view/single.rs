@@ -1,11 +1,11 @@
 //! One disk as a mount of its own, for a program that shall see nothing else of the store.
 
 use super::CLONES;
-use super::flusher::Flusher;
 use super::names::clone_file;
 use super::shared::{Origin, Shared};
 use super::stat_of;
 use super::window::Window;
+use crate::idle::Flusher;
 use crate::store::{Access, Name, Scratch, Store, Target};
 use fuse_mount::{Device, Opener, Source, Stat};
 use std::io;

@@ -76,12 +76,30 @@ impl Default for VmConfig {
     }
 }
 
-/// QEMU's arguments for `config` on the raw file `disk`, with the control socket on the inherited
-/// descriptor `qmp`.
+/// A disk as QEMU is told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskArgument<'a> {
+    /// A raw file.
+    File(&'a Path),
+    /// A vhost-user-blk device on the inherited socket `socket`.
+    VhostUser {
+        /// The descriptor.
+        socket: RawFd,
+        /// Most queues of the device.
+        queues: u16,
+    },
+}
+
+/// QEMU's arguments for `config` on `disk`, with the control socket on the inherited descriptor `qmp`.
 ///
 /// # Errors
-/// [`VmError::NotUtf8`] when `disk` cannot be written as JSON.
-pub fn arguments(config: &VmConfig, disk: &Path, accel: Accel, qmp: RawFd) -> Result<Vec<OsString>, VmError> {
+/// [`VmError::NotUtf8`] when the disk's path cannot be written as JSON.
+pub fn arguments(
+    config: &VmConfig,
+    disk: DiskArgument<'_>,
+    accel: Accel,
+    qmp: RawFd,
+) -> Result<Vec<OsString>, VmError> {
     let mut args = Arguments::default();
     args.pair("-name", doubled_commas(OsStr::new(&config.name)));
     args.word("-no-user-config").word("-nodefaults");
@@ -94,7 +112,10 @@ pub fn arguments(config: &VmConfig, disk: &Path, accel: Accel, qmp: RawFd) -> Re
     args.pair("-smp", config.cpus.to_string());
     args.pair("-display", "none");
     boot(&mut args, config);
-    block_device(&mut args, disk)?;
+    match disk {
+        DiskArgument::File(path) => block_device(&mut args, path)?,
+        DiskArgument::VhostUser { socket, queues } => vhost_user(&mut args, config, socket, queues),
+    }
     network(&mut args, config);
     args.pair("-device", "virtio-rng-pci");
     serial(&mut args, &config.serial);
@@ -161,6 +182,17 @@ fn block_device(args: &mut Arguments, disk: &Path) -> Result<(), VmError> {
     Ok(())
 }
 
+/// The disk by vhost-user: its server sees the guest's memory, which must be shared for that. One queue for each
+/// processor; what the disk can do is the server's to say.
+fn vhost_user(args: &mut Arguments, config: &VmConfig, socket: RawFd, queues: u16) {
+    let memory = config.memory_mib;
+    args.pair("-object", format!("memory-backend-memfd,id=memory,size={memory}M,share=on"));
+    args.pair("-machine", "memory-backend=memory");
+    args.pair("-chardev", format!("socket,id=disk,fd={socket}"));
+    let queues = config.cpus.min(u32::from(queues));
+    args.pair("-device", format!("vhost-user-blk-pci,chardev=disk,bootindex=1,num-queues={queues}"));
+}
+
 fn network(args: &mut Arguments, config: &VmConfig) {
     let forward =
         config.ssh_port.map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:22")).unwrap_or_default();
@@ -206,7 +238,7 @@ mod tests {
     use super::*;
 
     fn build(config: &VmConfig, disk: &str, accel: Accel) -> Vec<String> {
-        arguments(config, Path::new(disk), accel, 7)
+        arguments(config, DiskArgument::File(Path::new(disk)), accel, 7)
             .unwrap()
             .into_iter()
             .map(|word| word.into_string().unwrap())
@@ -236,8 +268,27 @@ mod tests {
     #[test]
     fn a_disk_whose_name_json_cannot_carry_is_refused() {
         let disk = Path::new(OsStr::from_bytes(b"/mnt/\xff.raw"));
+        let disk = DiskArgument::File(disk);
         let error = arguments(&VmConfig::default(), disk, Accel::Tcg, 3).unwrap_err();
         assert!(error.to_string().contains("UTF-8"));
+    }
+
+    #[test]
+    fn a_disk_by_vhost_user_has_shared_memory_and_a_queue_for_each_processor() {
+        let words = |cpus| -> Vec<String> {
+            let config = VmConfig { cpus, memory_mib: 512, ..VmConfig::default() };
+            let disk = DiskArgument::VhostUser { socket: 9, queues: 4 };
+            let words = arguments(&config, disk, Accel::Tcg, 7).unwrap();
+            words.into_iter().map(|word| word.into_string().unwrap()).collect()
+        };
+        let args = words(2);
+        assert_eq!(values(&args, "-object"), ["memory-backend-memfd,id=memory,size=512M,share=on"]);
+        assert!(values(&args, "-machine").contains(&"memory-backend=memory"));
+        assert!(values(&args, "-chardev").contains(&"socket,id=disk,fd=9"));
+        let device = "vhost-user-blk-pci,chardev=disk,bootindex=1,num-queues=2";
+        assert_eq!(values(&args, "-device")[0], device);
+        assert!(values(&args, "-blockdev").is_empty());
+        assert!(words(64).iter().any(|word| word.ends_with("num-queues=4")));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::accel::Accel;
-use super::command::{self, Serial, VmConfig};
+use super::command::{self, DiskArgument, Serial, VmConfig};
 use super::console::Console;
 use super::error::VmError;
 use super::qmp::{Qmp, QmpError, Shutdown};
@@ -22,6 +22,30 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long a control command may take: short, for signals are not looked at meanwhile.
 const COMMAND_LIMIT: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(50);
+
+/// What a machine's disk is.
+pub enum Drive<'a> {
+    /// A raw file.
+    File(&'a Path),
+    /// A vhost-user-blk device.
+    VhostUser {
+        /// Connects to its server; called for each attempt to start.
+        connect: &'a dyn Fn() -> io::Result<UnixStream>,
+        /// Most queues of the device.
+        queues: u16,
+    },
+}
+
+impl std::fmt::Debug for Drive<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::VhostUser { queues, .. } => {
+                f.debug_struct("VhostUser").field("queues", queues).finish_non_exhaustive()
+            }
+        }
+    }
+}
 
 /// What became of an attempt to start.
 #[derive(Debug)]
@@ -54,12 +78,12 @@ impl std::fmt::Debug for Machine {
 }
 
 impl Machine {
-    /// Starts QEMU on the raw file `disk` and waits until it answers.
+    /// Starts QEMU on `disk` and waits until it answers.
     ///
     /// # Errors
     /// [`VmError`] when QEMU is missing, a file does not open, or QEMU does not answer within a
     /// minute.
-    pub fn start(config: &VmConfig, disk: &Path, accel: Accel) -> Result<Started, VmError> {
+    pub fn start(config: &VmConfig, disk: &Drive<'_>, accel: Accel) -> Result<Started, VmError> {
         Self::start_unless(config, disk, accel, &|| false)
     }
 
@@ -69,16 +93,28 @@ impl Machine {
     /// As [`Machine::start`].
     pub fn start_unless(
         config: &VmConfig,
-        disk: &Path,
+        disk: &Drive<'_>,
         accel: Accel,
         give_up: &dyn Fn() -> bool,
     ) -> Result<Started, VmError> {
         check_files(config, disk)?;
         let (ours, theirs) =
             UnixStream::pair().map_err(|error| VmError::host("making the control socket", error))?;
-        let arguments = command::arguments(config, disk, accel, theirs.as_raw_fd())?;
-        let mut child = spawn(config, &arguments, theirs.as_raw_fd())?;
-        drop(theirs);
+        let mut connected = None;
+        let argument = match disk {
+            Drive::File(path) => DiskArgument::File(path),
+            Drive::VhostUser { connect, queues } => {
+                let stream =
+                    connect().map_err(|error| VmError::host("connecting to the disk's server", error))?;
+                let socket = connected.insert(stream).as_raw_fd();
+                DiskArgument::VhostUser { socket, queues: *queues }
+            }
+        };
+        let arguments = command::arguments(config, argument, accel, theirs.as_raw_fd())?;
+        let inherited: Vec<RawFd> =
+            connected.iter().map(AsRawFd::as_raw_fd).chain([theirs.as_raw_fd()]).collect();
+        let mut child = spawn(config, &arguments, inherited)?;
+        drop((theirs, connected));
         let console = match (child.stdin.take(), child.stdout.take()) {
             (Some(stdin), Some(stdout)) => Some(Console::attach(stdin, stdout)),
             _ => None,
@@ -204,9 +240,9 @@ impl Drop for Machine {
 }
 
 /// Looks at what QEMU will open, for a message better than QEMU's.
-pub(super) fn check_files(config: &VmConfig, disk: &Path) -> Result<(), VmError> {
-    let files =
-        [("disk", Some(disk)), ("kernel", config.kernel.as_deref()), ("initrd", config.initrd.as_deref())];
+pub(super) fn check_files(config: &VmConfig, disk: &Drive<'_>) -> Result<(), VmError> {
+    let disk = if let Drive::File(path) = disk { Some(*path) } else { None };
+    let files = [("disk", disk), ("kernel", config.kernel.as_deref()), ("initrd", config.initrd.as_deref())];
     for (what, path) in files {
         let Some(path) = path else { continue };
         check_file(what, path).map_err(|source| VmError::File { what, path: path.to_owned(), source })?;
@@ -239,7 +275,11 @@ fn is_program(program: &Path) -> bool {
         .is_none_or(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
 }
 
-fn spawn(config: &VmConfig, arguments: &[std::ffi::OsString], qmp: RawFd) -> Result<Child, VmError> {
+fn spawn(
+    config: &VmConfig,
+    arguments: &[std::ffi::OsString],
+    inherited: Vec<RawFd>,
+) -> Result<Child, VmError> {
     let piped = config.serial == Serial::Stdio;
     let stdio = || if piped { Stdio::piped() } else { Stdio::null() };
     let mut command = Command::new(&config.qemu);
@@ -248,7 +288,7 @@ fn spawn(config: &VmConfig, arguments: &[std::ffi::OsString], qmp: RawFd) -> Res
     let parent = nix::unistd::getpid();
     // SAFETY: between fork and exec only async-signal-safe calls are made (prctl, getppid, fcntl).
     unsafe {
-        command.pre_exec(move || prepare_child(parent, qmp));
+        command.pre_exec(move || prepare_child(parent, &inherited));
     }
     let program = || config.qemu.display().to_string();
     command.spawn().map_err(|source| match source.kind() {
@@ -257,8 +297,8 @@ fn spawn(config: &VmConfig, arguments: &[std::ffi::OsString], qmp: RawFd) -> Res
     })
 }
 
-/// Runs in the child before exec: it dies with its parent, and keeps the control socket.
-fn prepare_child(parent: nix::unistd::Pid, qmp: RawFd) -> io::Result<()> {
+/// Runs in the child before exec: it dies with its parent, and keeps its sockets.
+fn prepare_child(parent: nix::unistd::Pid, inherited: &[RawFd]) -> io::Result<()> {
     // SAFETY: a plain system call on this process.
     if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
         return Err(io::Error::last_os_error());
@@ -267,10 +307,12 @@ fn prepare_child(parent: nix::unistd::Pid, qmp: RawFd) -> io::Result<()> {
     if nix::unistd::getppid() != parent {
         return Err(io::ErrorKind::NotConnected.into());
     }
-    // SAFETY: `qmp` is open in the parent until after the spawn; clearing its flags (only
-    // FD_CLOEXEC exists) lets it pass exec.
-    if unsafe { libc::fcntl(qmp, libc::F_SETFD, 0) } != 0 {
-        return Err(io::Error::last_os_error());
+    for socket in inherited {
+        // SAFETY: each one is open in the parent until after the spawn; clearing its flags (only
+        // FD_CLOEXEC exists) lets it pass exec.
+        if unsafe { libc::fcntl(*socket, libc::F_SETFD, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
     }
     Ok(())
 }

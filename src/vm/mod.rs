@@ -6,7 +6,7 @@
 //! - [`machine`] is one running QEMU process: started, talked to, never left behind.
 //! - [`mod@run`] is a whole run: start, console, Ctrl-C as a clean power-off, exit code.
 //!
-//! The module knows nothing of images or of the store: a disk is a path to a raw file.
+//! The module knows nothing of images or of the store: a disk is a raw file, or a socket where one is served.
 
 pub mod accel;
 pub mod command;
@@ -20,6 +20,6 @@ mod signals;
 pub use accel::{Accel, AccelChoice};
 pub use command::{Serial, VmConfig};
 pub use error::VmError;
-pub use machine::{Machine, Started};
+pub use machine::{Drive, Machine, Started};
 pub use run::{VmExit, run};
 pub use signals::SignalWatch;

@@ -1,14 +1,13 @@
 //! A whole run of one machine, as `cowshed run` shows it to the user.
 
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::accel::{self, Accel, Decision, Host};
 use super::command::VmConfig;
 use super::error::VmError;
-use super::machine::{self, Machine, Started};
+use super::machine::{self, Drive, Machine, Started};
 use super::qmp::Shutdown;
 use super::signals::SignalWatch;
 
@@ -35,7 +34,7 @@ pub struct VmExit {
     pub forced_by: Option<i32>,
 }
 
-/// Runs the raw file `disk` as a machine until it ends.
+/// Runs `disk` as a machine until it ends.
 ///
 /// The first SIGINT, SIGTERM or SIGHUP presses the guest's power button; after `config.grace`, or
 /// at the second one, QEMU is told to end; at the third it is killed. Sentences for the user go to
@@ -47,7 +46,7 @@ pub struct VmExit {
 /// a failure is not an error here: its code is in [`VmExit::code`], its words are on stderr.
 pub fn run(
     config: &VmConfig,
-    disk: &Path,
+    disk: &Drive<'_>,
     signals: &mut SignalWatch,
     notify: &dyn Fn(&str),
 ) -> Result<VmExit, VmError> {
@@ -81,7 +80,7 @@ pub fn run(
 /// QEMU does not get past its start on it.
 fn start(
     config: &VmConfig,
-    disk: &Path,
+    disk: &Drive<'_>,
     decision: &Decision,
     signals: &SignalWatch,
     notify: &dyn Fn(&str),

@@ -1,18 +1,22 @@
-//! The disk file of a run: in a view that is there, or in a mount of its own.
+//! The disk of a run: a file in a view that is there or in a mount of its own, or a socket.
+
+mod served;
 
 use crate::cli::mount_log::runtime_dir;
 use crate::error::Kind;
-use crate::store::{Access, Name, Store, Target};
+use crate::store::{Access, Name, Scratch, Store, Target};
 use crate::view::Single;
+use crate::vm::Drive;
 use anyhow::{Context as _, anyhow};
 use fuse_mount::{Error, Mount, Options};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use served::Served;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,13 +24,24 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(20);
 
-/// A disk file to run, with what keeps it there.
-pub(super) struct Disk {
-    pub(super) path: PathBuf,
-    private: Option<PrivateMount>,
+/// How QEMU gets at a disk.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// As a file of a mount.
+    View,
+    /// By vhost-user-blk, through memory that guest and server share.
+    VhostUser,
 }
 
-struct PrivateMount {
+/// A disk to run, with what keeps it there.
+pub(super) enum Disk {
+    /// A file.
+    File { path: PathBuf, private: Option<PrivateMount> },
+    /// Served in this process.
+    Served(Served),
+}
+
+pub(super) struct PrivateMount {
     mount: Mount,
     // After the mount, so that it is empty when it is removed.
     dir: EmptyDir,
@@ -55,28 +70,64 @@ impl Disk {
         while is_busy(store, name) && Instant::now() < until {
             thread::sleep(TICK);
         }
-        Ok(Self { path, private: None })
+        Ok(Self::File { path, private: None })
+    }
+
+    /// The clone `name`, for this run alone.
+    pub(super) fn of_clone(store: &Store, name: &Name, way: Way) -> anyhow::Result<Self> {
+        match way {
+            Way::View => {
+                try_writing(store, name)?;
+                Self::mount_privately(Single::of_clone(store, name)?)
+            }
+            Way::VhostUser => {
+                let opened = store.open_clone(name, Access::Write)?;
+                Ok(Self::Served(Served::of_clone(opened, name)?))
+            }
+        }
+    }
+
+    /// A throw-away layer, under the name `name`.
+    pub(super) fn of_scratch(scratch: Arc<Scratch>, name: &Name, way: Way) -> anyhow::Result<Self> {
+        match way {
+            Way::View => Self::mount_privately(Single::of_scratch(scratch, name)?),
+            Way::VhostUser => Ok(Self::Served(Served::of_scratch(scratch, name)?)),
+        }
+    }
+
+    /// Calls `run` with what QEMU is to use.
+    pub(super) fn with_drive<T>(&self, run: impl FnOnce(&Drive<'_>) -> T) -> T {
+        match self {
+            Self::File { path, .. } => run(&Drive::File(path)),
+            Self::Served(served) => {
+                run(&Drive::VhostUser { connect: &|| served.connect(), queues: served.queues() })
+            }
+        }
     }
 
     /// Shows `source` in a mount that lasts as long as the value.
-    pub(super) fn mount_privately(source: Single) -> anyhow::Result<Self> {
+    fn mount_privately(source: Single) -> anyhow::Result<Self> {
         let parent = runtime_dir().unwrap_or_else(std::env::temp_dir);
         let dir = tempfile::Builder::new().prefix("cowshed-run-").tempdir_in(&parent);
         let dir = dir.with_context(|| format!("no folder can be made in {}", parent.display()))?;
         let dir = EmptyDir(dir.keep());
         let path = dir.0.join(source.file());
         let mount = fuse_mount::mount(source, &dir.0, Options::default())?;
-        Ok(Self { path, private: Some(PrivateMount { mount, dir }) })
+        Ok(Self::File { path, private: Some(PrivateMount { mount, dir }) })
     }
 
-    /// Ends a private mount; all that was written is durable then.
+    /// Ends a private mount or a server; all that was written is durable then.
     pub(super) fn end(self) -> anyhow::Result<()> {
-        let Some(PrivateMount { mount, dir }) = self.private else { return Ok(()) };
+        let (path, private) = match self {
+            Self::File { path, private } => (path, private),
+            Self::Served(served) => return served.end(),
+        };
+        let Some(PrivateMount { mount, dir }) = private else { return Ok(()) };
         let until = Instant::now() + PATIENCE;
         loop {
             match mount.unmount() {
                 Err(Error::Busy { .. }) if Instant::now() < until => thread::sleep(TICK),
-                Err(Error::Busy { .. }) => return take_away(mount, &dir, &self.path),
+                Err(Error::Busy { .. }) => return take_away(mount, &dir, &path),
                 result => return Ok(result?),
             }
         }

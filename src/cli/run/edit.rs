@@ -1,12 +1,11 @@
 //! A base is edited: its guest writes to a throw-away layer, which becomes the next version when all went well.
 
-use super::Disk;
+use super::{Disk, Way};
 use crate::cli::{Outcome, failure, output};
 use crate::error::{Error, Kind, Result};
 use crate::ops::Progress;
 use crate::ops::import::promote_scratch;
 use crate::store::{Base, BaseRef, Scratch, Store, Target};
-use crate::view::Single;
 use crate::vm::{SignalWatch, VmExit};
 use anyhow::Context as _;
 use std::process::ExitCode;
@@ -42,8 +41,8 @@ impl Edit {
     }
 
     /// The disk that the guest writes to.
-    pub(super) fn disk(&self) -> anyhow::Result<Disk> {
-        Disk::mount_privately(Single::of_scratch(Arc::clone(&self.layer), &self.base.name)?)
+    pub(super) fn disk(&self, way: Way) -> anyhow::Result<Disk> {
+        Disk::of_scratch(Arc::clone(&self.layer), &self.base.name, way)
     }
 
     /// Makes the next version of what the machine left, if it ended well.

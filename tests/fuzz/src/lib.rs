@@ -19,6 +19,7 @@ mod metered;
 mod partitions;
 mod qemu;
 mod texts;
+mod virtio;
 
 pub use ext4::{encode_ext4, ext4};
 pub use fat::fat;
@@ -29,6 +30,7 @@ pub use memory::Counting;
 pub use partitions::partitions;
 pub use qemu::qemu;
 pub use texts::texts;
+pub use virtio::{virtio, virtio_corpus};
 
 /// The most memory that looking at one image may take.
 pub const MEMORY: usize = 256 << 20;
@@ -37,7 +39,7 @@ pub const MEMORY: usize = 256 << 20;
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("ext4", ext4),
     ("fat", fat),
     ("free", free),
@@ -45,6 +47,7 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("image", image),
     ("partitions", partitions),
     ("texts", texts),
+    ("virtio", virtio),
     ("qemu", qemu),
 ];
 

@@ -1,9 +1,10 @@
 //! Flushes written disks that their users leave alone: idle data become durable, and discarded space comes back.
 
-use super::shared::Shared;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Condvar, Mutex, size};
 use crate::units::length;
+use std::fmt::Debug;
 use std::io;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -15,9 +16,45 @@ const IDLE: u64 = length(size(750, 0));
 /// A disk that changes all the time is flushed this often, in milliseconds.
 const BUSY: u64 = 5000;
 
+/// A disk whose changes may be unflushed.
+pub(crate) trait Lazy: Debug + Send + Sync {
+    /// When it changed since its last flush.
+    fn changes(&self) -> &Changes;
+
+    /// Flushes. A failure is the disk's to report, and latches it: its users get it at their next flush.
+    fn flush_idle(&self);
+}
+
+/// When a disk changed since its last flush, on the queue's clock, which never shows 0.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// 0 when nothing is unflushed.
+    first: AtomicU64,
+    last: AtomicU64,
+}
+
+impl Changes {
+    /// Notes a change that was made; whether it is the first one since the last flush.
+    fn mark(&self, now: u64) -> bool {
+        self.last.store(now, Ordering::Release);
+        self.first.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Called before a flush: what changes later is marked again.
+    pub(crate) fn clear(&self) {
+        self.first.store(0, Ordering::Release);
+    }
+
+    /// When the oldest and the newest unflushed change were made; `None` when all is flushed.
+    pub(crate) fn unflushed(&self) -> Option<(u64, u64)> {
+        let first = self.first.load(Ordering::Acquire);
+        (first != 0).then(|| (first, self.last.load(Ordering::Acquire)))
+    }
+}
+
 /// The disks with unflushed changes, and the clock by which changes are dated.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(crate) struct Queue {
     start: Instant,
     state: Mutex<State>,
     changed: Condvar,
@@ -25,21 +62,30 @@ pub(super) struct Queue {
 
 #[derive(Debug, Default)]
 struct State {
-    unflushed: Vec<Weak<Shared>>,
+    unflushed: Vec<Weak<dyn Lazy>>,
     stop: bool,
 }
 
 impl Queue {
     /// Milliseconds since some time before the first change; never 0.
-    pub(super) fn now(&self) -> u64 {
+    fn now(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
+    /// Notes that `disk` was changed.
+    pub(crate) fn mark<D: Lazy + 'static>(&self, disk: &Arc<D>) {
+        if disk.changes().mark(self.now()) {
+            let disk: Arc<dyn Lazy> = disk.clone();
+            self.push(&disk);
+        }
+    }
+
     /// Adds a disk whose first unflushed change was just made.
-    pub(super) fn push(&self, shared: &Arc<Shared>) {
+    fn push(&self, disk: &Arc<dyn Lazy>) {
         let mut state = self.state.lock();
-        if !state.unflushed.iter().any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(shared))) {
-            state.unflushed.push(Arc::downgrade(shared));
+        let address = Arc::as_ptr(disk).cast::<()>();
+        if !state.unflushed.iter().any(|known| known.as_ptr().cast::<()>() == address) {
+            state.unflushed.push(Arc::downgrade(disk));
             self.changed.notify_one();
         }
     }
@@ -59,27 +105,27 @@ impl Queue {
     fn flush_due(&self) {
         let now = self.now();
         let all: Vec<_> = self.state.lock().unflushed.iter().filter_map(Weak::upgrade).collect();
-        for shared in all {
-            let Some((first, last)) = shared.unflushed() else { continue };
+        for disk in all {
+            let Some((first, last)) = disk.changes().unflushed() else { continue };
             if now.saturating_sub(last) >= IDLE || now.saturating_sub(first) >= BUSY {
-                // A failure is on standard error already, and latches the disk: its users get it at their next flush.
-                let _ = shared.flush();
+                disk.flush_idle();
             }
         }
-        let still = |known: &Weak<Shared>| known.upgrade().is_some_and(|shared| shared.unflushed().is_some());
+        let still =
+            |known: &Weak<dyn Lazy>| known.upgrade().is_some_and(|disk| disk.changes().unflushed().is_some());
         self.state.lock().unflushed.retain(still);
     }
 }
 
 /// The thread that flushes; dropping it ends it.
 #[derive(Debug)]
-pub(super) struct Flusher {
+pub(crate) struct Flusher {
     queue: Arc<Queue>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Flusher {
-    pub(super) fn start() -> io::Result<Self> {
+    pub(crate) fn start() -> io::Result<Self> {
         let queue =
             Arc::new(Queue { start: Instant::now(), state: Mutex::default(), changed: Condvar::new() });
         let own = queue.clone();
@@ -91,7 +137,7 @@ impl Flusher {
         Ok(Self { queue, thread: Some(thread) })
     }
 
-    pub(super) fn queue(&self) -> Arc<Queue> {
+    pub(crate) fn queue(&self) -> Arc<Queue> {
         self.queue.clone()
     }
 }
