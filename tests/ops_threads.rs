@@ -1,4 +1,4 @@
-//! How many threads work never changes a result: import, export, verify, check and the digests they give.
+//! How many threads work never changes a result: import, export, a new version, keep, verify, check and the digests they give.
 #![allow(clippy::unwrap_used)]
 
 #[path = "common/cli.rs"]
@@ -9,7 +9,7 @@ use common::{Shed, noise};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Bytes of a disk that no thread count divides: some chunks of 4 MiB and a rest.
 const SIZE: u64 = (37 << 20) + 4608;
@@ -29,6 +29,16 @@ fn disk(path: &Path) {
 fn file(path: &Path) -> (String, u64, u64) {
     let stat = fs::metadata(path).unwrap();
     (file_digest(path).to_string(), stat.len(), stat.blocks())
+}
+
+/// The same disk some work later: other bytes, zeros for bytes, bytes for zeros, in runs that fit no cluster.
+fn later(from: &Path, path: &Path) {
+    fs::copy(from, path).unwrap();
+    let file = File::options().write(true).open(path).unwrap();
+    for number in 0..40_u64 {
+        let bytes = if number % 5 == 3 { vec![0; 200_000] } else { noise(90_000, 1000 + number) };
+        file.write_all_at(&bytes, number * 811_000).unwrap();
+    }
 }
 
 /// Everything that commands give with so many threads, but for times and inodes.
@@ -54,7 +64,7 @@ fn timeless(mut value: Value) -> Value {
     value
 }
 
-fn results(image: &Path, packed: &Path, threads: &str) -> Results {
+fn results([image, packed, later]: [&Path; 3], threads: &str) -> Results {
     let shed = Shed::new();
     let say = |arguments: &[&str]| {
         let output = shed.command(arguments).env("RAYON_NUM_THREADS", threads).output().unwrap();
@@ -80,6 +90,17 @@ fn results(image: &Path, packed: &Path, threads: &str) -> Results {
         "qemu-io",
         &["-f", "qcow2", "-c", "write -P 7 100k 9M", "-c", "write -z 20M 3M", delta.to_str().unwrap()],
     );
+    said.extend([
+        ok(&["import", image.to_str().unwrap(), "--name", "os"]),
+        ok(&["import", "--update", "os", later.to_str().unwrap()]),
+        ok(&["clone", "os@1", "box"]),
+    ]);
+    let kept = shed.delta("box");
+    must(
+        "qemu-io",
+        &["-f", "qcow2", "-c", "write -P 9 300k 7M", "-c", "write -P 3 25M 70k", kept.to_str().unwrap()],
+    );
+    said.push(ok(&["rebase", "box", "--onto", "os@2", "--strategy", "keep"]));
     let out = |name: &str| shed.path(name);
     for (disk, format, name) in [
         ("deb", "raw", "b.raw"),
@@ -95,6 +116,8 @@ fn results(image: &Path, packed: &Path, threads: &str) -> Results {
         ("deb's sums", file(&bases.join("deb/1/blocks.crc"))),
         ("packed's disk", file(&bases.join("packed/1/disk.raw"))),
         ("packed's sums", file(&bases.join("packed/1/blocks.crc"))),
+        ("os@2's delta", file(&bases.join("os/2/disk.qcow2"))),
+        ("box, kept", file(&kept)),
         ("base, raw", file(&out("b.raw"))),
         ("base, qcow2", file(&out("b.qcow2"))),
         ("clone, raw", file(&out("w.raw"))),
@@ -126,13 +149,16 @@ fn results(image: &Path, packed: &Path, threads: &str) -> Results {
 fn the_number_of_threads_never_changes_a_result() {
     let folder = tempfile::tempdir().unwrap();
     let (image, packed) = (folder.path().join("in.raw"), folder.path().join("in.qcow2"));
+    let newer = folder.path().join("later.raw");
     disk(&image);
+    later(&image, &newer);
     let names = [image.to_str().unwrap(), packed.to_str().unwrap()];
     must("qemu-img", &["convert", "-c", "-f", "raw", "-O", "qcow2", names[0], names[1]]);
-    let alone = results(&image, &packed, "1");
+    let images = [&image, &packed, &newer].map(PathBuf::as_path);
+    let alone = results(images, "1");
     assert!(alone.said.iter().any(|said| said.contains("DAMAGED")), "{:?}", alone.said);
     for threads in ["2", "3", "8"] {
-        let together = results(&image, &packed, threads);
+        let together = results(images, threads);
         for (one, other) in alone.files.iter().zip(&together.files) {
             assert_eq!(one, other, "{threads} threads");
         }

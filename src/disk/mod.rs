@@ -4,6 +4,7 @@
 //! however long the layers under it are.
 
 mod raw;
+mod walk;
 
 use crate::error::{Error, Result};
 use crate::qcow2::{Below, Compacted, Extent, GoOn, Image, Piece, Reader, Source};
@@ -11,6 +12,7 @@ use crate::units::{GuestOffset, HostOffset, MIB, length};
 use std::ops::Range;
 
 pub use raw::RawLayer;
+pub use walk::Walk;
 
 /// Bytes of the L1 tables of all layers together; one of the largest size alone is allowed.
 const MOST_L1: u64 = 32 * MIB;
@@ -84,6 +86,17 @@ impl Layer {
         match self {
             Self::Raw(raw) => raw.read_to(reader, at, len),
             Self::Qcow2(image) => image.read_to(reader, at, len, below),
+        }
+    }
+
+    /// Length and source of the run that starts at `at`, which must lie inside the layer.
+    fn extent(&self, at: GuestOffset, limit: u64) -> Result<(u64, Source)> {
+        match self {
+            Self::Raw(raw) => raw.extent(at),
+            Self::Qcow2(image) => {
+                let extent = image.extent(at, limit)?;
+                Ok((extent.len, extent.source))
+            }
         }
     }
 }
@@ -296,9 +309,9 @@ impl Disk {
     /// As [`Disk::extent`].
     pub fn stored_by_layer(&self) -> Result<Vec<u64>> {
         let mut bytes = vec![0; self.layers.len()];
-        let mut at = 0;
+        let (mut at, mut walk) = (0, Walk::new(self));
         while at < self.size() {
-            let extent = self.extent(GuestOffset(at))?;
+            let extent = walk.extent(GuestOffset(at))?;
             let len = extent.len.clamp(1, self.size() - at);
             if let Some(stored) = extent.depth.filter(|_| extent.data).and_then(|depth| bytes.get_mut(depth))
             {
@@ -314,6 +327,15 @@ impl Disk {
     /// # Errors
     /// As [`Image::extent`].
     pub fn extent(&self, at: GuestOffset) -> Result<DiskExtent> {
+        self.decided(at, |_, layer, len| layer.extent(at, len))
+    }
+
+    /// The run that starts at `at`; `look` tells what a layer says from there on, for at most so many bytes.
+    fn decided(
+        &self,
+        at: GuestOffset,
+        mut look: impl FnMut(usize, &Layer, u64) -> Result<(u64, Source)>,
+    ) -> Result<DiskExtent> {
         self.check_range(at, 1)?;
         let mut len = self.size() - at.0;
         for (depth, layer) in self.layers.iter().enumerate() {
@@ -321,13 +343,7 @@ impl Disk {
                 return Ok(DiskExtent { len, data: false, depth: None, host: None, compressed: false });
             }
             len = len.min(layer.size() - at.0);
-            let (extent, source) = match layer {
-                Layer::Raw(raw) => raw.extent(at)?,
-                Layer::Qcow2(image) => {
-                    let extent = image.extent(at, len)?;
-                    (extent.len, extent.source)
-                }
-            };
+            let (extent, source) = look(depth, layer, len)?;
             len = len.min(extent);
             let host = if let Source::Data(host) = source { Some(host) } else { None };
             let compressed = source == Source::Compressed;

@@ -142,7 +142,7 @@ impl Plan {
         let (size, mut each) = (flatten.size(), |sum: &crate::store::BlockSum| list.push(sum));
         let sums = match flatten.below() {
             Some(disk) => {
-                let against = Against { disk, shared: disk.layers().len() };
+                let against = Against { disk, shared: disk.layers().len(), exact: false };
                 scan_against(flatten.old(), against, size, &sink, progress, &mut each)
             }
             None => scan(flatten.old(), size, &sink, progress, &mut each),

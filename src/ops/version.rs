@@ -6,20 +6,31 @@ use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::store::{BLOCK, BlockSum, DISK_MAX, DiskFormat, Finished, NewBase, OpenDisk};
-use crate::units::{GuestOffset, SECTOR, index, length};
+use crate::units::{GuestOffset, MIB, SECTOR, index, length};
 use crate::zero::is_zero;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// From so many bytes on it is worth the host's while to begin to write them.
+const WORTH_WRITING: u64 = 8 * MIB;
 
 /// A delta in the making: what differs from the layers below it.
 pub(super) struct Delta<'a> {
     disk: &'a Disk,
     bytes: AtomicU64,
+    /// Bytes that the host was not yet told to write.
+    waiting: AtomicU64,
+    begin_writing: Option<&'a (dyn Fn() + Sync)>,
 }
 
 impl<'a> Delta<'a> {
     /// Nothing is in `disk`'s top layer yet.
     pub(super) fn new(disk: &'a Disk) -> Self {
-        Self { disk, bytes: AtomicU64::new(0) }
+        Self { disk, bytes: AtomicU64::new(0), waiting: AtomicU64::new(0), begin_writing: None }
+    }
+
+    /// The same, and `begin_writing` is called now and then: it has the host write what is there.
+    pub(super) fn written_early(disk: &'a Disk, begin_writing: &'a (dyn Fn() + Sync)) -> Self {
+        Self { begin_writing: Some(begin_writing), ..Self::new(disk) }
     }
 
     /// Bytes that had to be stored.
@@ -47,7 +58,17 @@ impl Sink for Delta<'_> {
             return self.disk.write_zeroes(GuestOffset(at), length(data.len()));
         }
         self.bytes.fetch_add(length(data.len()), Ordering::Relaxed);
+        self.waiting.fetch_add(length(data.len()), Ordering::Relaxed);
         self.disk.write(data, GuestOffset(at))
+    }
+
+    fn more(&self) {
+        if let Some(begin) = self.begin_writing
+            && self.waiting.load(Ordering::Relaxed) >= WORTH_WRITING
+        {
+            self.waiting.store(0, Ordering::Relaxed);
+            begin();
+        }
     }
 }
 
@@ -82,7 +103,7 @@ pub(super) fn store_delta(
     let delta = new.create_delta(size)?;
     let mut list = new.create_sums()?;
     let sink = Delta::new(&delta.disk);
-    let against = Against { disk: &before.disk, shared: 0 };
+    let against = Against { disk: &before.disk, shared: 0, exact: false };
     let mut data = 0;
     let sums = scan_against(disk, against, size, &sink, progress, &mut |sum: &BlockSum| {
         data += if sum.is_zeros() { 0 } else { BLOCK };

@@ -86,6 +86,11 @@ impl Rebase {
         &self.new.disk
     }
 
+    /// Has the host begin to write the new layer: publishing it waits for less.
+    pub(crate) fn begin_writing(&self) {
+        self.file.begin_writing();
+    }
+
     /// The files of the clone as it is, the top first.
     pub(crate) fn old_files(&self) -> &[PathBuf] {
         &self.held.chain.files

@@ -74,7 +74,7 @@ pub(super) fn count_places(
     let (start, end) = (new.1.start.0, new.1.end().0.max(old.1.end().0));
     // Without a table the place is the disk, whatever its length is.
     if new.1.start == old.1.start && (new.1.len == old.1.len || new.1.number == 0) {
-        return count(new.0, Against { disk: old.0, shared }, start..end, progress);
+        return count(new.0, Against { disk: old.0, shared, exact: false }, start..end, progress);
     }
     let len = new.1.len.max(old.1.len);
     progress.total(len);

@@ -151,7 +151,7 @@ pub fn diff_blocks(
     progress: &dyn Progress,
 ) -> Result<(Both<String>, Vec<BlockChange>)> {
     let pair = Pair::open(store, request)?;
-    let against = Against { disk: &pair.disks.old.disk, shared: pair.shared };
+    let against = Against { disk: &pair.disks.old.disk, shared: pair.shared, exact: false };
     let list = blocks::list(&pair.disks.new.disk, against, progress)?;
     Ok((pair.names, list))
 }
@@ -237,7 +237,12 @@ impl Pair {
         for range in
             starts.into_iter().zip(ends).map(|(start, end)| start..end).filter(|range| !range.is_empty())
         {
-            bytes += blocks::count(new, Against { disk: old, shared: self.shared }, range, progress)?;
+            bytes += blocks::count(
+                new,
+                Against { disk: old, shared: self.shared, exact: false },
+                range,
+                progress,
+            )?;
         }
         Ok(bytes)
     }

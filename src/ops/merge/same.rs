@@ -95,7 +95,7 @@ fn settle(
 ) -> Result<()> {
     let [first, second] = volumes;
     let block = first.filesystem.superblock().block_size;
-    let against = Against { disk: &second.disk, shared };
+    let against = Against { disk: &second.disk, shared, exact: false };
     let (place, file) = (physical * block, logical.start * block);
     let len = (logical.end - logical.start) * block;
     let mut at = 0;

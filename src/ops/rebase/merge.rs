@@ -229,7 +229,7 @@ impl<'a> Work<'a> {
             fat.carry_out(new)?;
         }
         for range in &self.copied {
-            let against = Against { disk: new, shared: 0 };
+            let against = Against { disk: new, shared: 0, exact: false };
             difference_in(self.disks.three.clone, against, range.clone(), &Delta::new(new), progress)?;
         }
         Ok(())

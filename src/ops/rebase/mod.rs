@@ -192,7 +192,7 @@ fn plan_one(
             let new = store.open_base(&BaseRef::exact(report.onto.name.clone(), report.onto.version))?;
             let count = Count::default();
             let shared = old.shared_with(new.files());
-            difference(&old.disk, Against { disk: &new.disk, shared }, &count, progress)?;
+            difference(&old.disk, Against { disk: &new.disk, shared, exact: true }, &count, progress)?;
             report.own_bytes = Some(count.data());
         }
         Strategy::Replace => report.own_bytes = Some(0),
@@ -236,8 +236,10 @@ fn fill(
 ) -> Result<bool> {
     match request.strategy {
         Strategy::Keep => {
-            let delta = Delta::new(work.fresh());
-            difference(work.old(), Against { disk: work.fresh(), shared: work.shared() }, &delta, progress)?;
+            let begin_writing = || work.begin_writing();
+            let delta = Delta::written_early(work.fresh(), &begin_writing);
+            let against = Against { disk: work.fresh(), shared: work.shared(), exact: true };
+            difference(work.old(), against, &delta, progress)?;
             report.own_bytes = Some(delta.bytes());
         }
         Strategy::Replace => report.own_bytes = Some(0),

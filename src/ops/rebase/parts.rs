@@ -170,7 +170,7 @@ fn changed(disks: Disks<'_>, range: Range<u64>, progress: &dyn Progress) -> Resu
     let Three { old, base, clone } = disks.three;
     let differs = |disk: &Disk, shared: usize| {
         let found = Count::default();
-        difference_in(disk, Against { disk: old, shared }, range.clone(), &found, progress)?;
+        difference_in(disk, Against { disk: old, shared, exact: false }, range.clone(), &found, progress)?;
         Ok::<_, Error>(found.all() > 0)
     };
     Ok(Changed { base: differs(base, disks.shared[0])?, clone: differs(clone, disks.shared[1])? })

@@ -1,0 +1,97 @@
+//! The runs of a disk, one after the other.
+
+use super::{Disk, DiskExtent};
+use crate::error::Result;
+use crate::qcow2::Source;
+use crate::units::GuestOffset;
+use std::ops::Range;
+
+/// Who asks for a disk's runs from its start to its end. What a layer said is kept as long as it holds: a long run of one
+/// layer is looked up once, however many runs of another one lie beside it.
+///
+/// What is written meanwhile must lie before the place that is asked for.
+#[derive(Debug)]
+pub struct Walk<'a> {
+    disk: &'a Disk,
+    /// What each layer said last, and where.
+    said: Vec<(Range<u64>, Source)>,
+}
+
+impl<'a> Walk<'a> {
+    /// Nothing was asked yet.
+    #[must_use]
+    pub fn new(disk: &'a Disk) -> Self {
+        Self { disk, said: vec![(0..0, Source::Below); disk.layers.len()] }
+    }
+
+    /// The disk.
+    #[must_use]
+    pub fn disk(&self) -> &'a Disk {
+        self.disk
+    }
+
+    /// As [`Disk::extent`].
+    ///
+    /// # Errors
+    /// As [`Disk::extent`].
+    pub fn extent(&mut self, at: GuestOffset) -> Result<DiskExtent> {
+        self.disk.decided(at, |depth, layer, limit| {
+            let (range, source) = &mut self.said[depth];
+            if !range.contains(&at.0) {
+                let (len, found) = layer.extent(at, limit)?;
+                (*range, *source) = (at.0..at.0.saturating_add(len), found);
+            }
+            let source = match *source {
+                Source::Data(host) => Source::Data(host + (at.0 - range.start)),
+                other => other,
+            };
+            Ok((range.end - at.0, source))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::disk::{Layer, RawLayer};
+    use crate::qcow2::{CreateOptions, Image, OpenOptions, create};
+    use crate::storage::{Memory, Storage};
+    use crate::units::{HostOffset, MIB};
+    use std::sync::Arc;
+
+    fn layer(storage: &Arc<Memory>, writable: bool) -> Layer {
+        let options = OpenOptions { writable, metadata_cache: MIB };
+        Layer::qcow2(Image::open(storage.clone(), options).unwrap())
+    }
+
+    #[test]
+    fn a_walk_says_what_asking_at_each_place_says() {
+        let files: [Arc<Memory>; 3] = std::array::from_fn(|_| Arc::default());
+        for file in &files[..2] {
+            create(&**file, &CreateOptions::new(8 * MIB)).unwrap();
+        }
+        (0..8).for_each(|n| files[2].write_at(&[7; 5000], HostOffset(n * 901_120)).unwrap());
+        let below = || RawLayer::new(files[2].clone(), false).unwrap();
+        for (file, step) in [(&files[1], 300_000), (&files[0], 700_000)] {
+            let disk = Disk::new(vec![layer(file, true), Layer::Raw(below())]).unwrap();
+            for at in (0..7 * MIB).step_by(step) {
+                disk.write(&[9; 9000], GuestOffset(at)).unwrap();
+                disk.write_zeroes(GuestOffset(at + 65_536), 12_288).unwrap();
+            }
+            disk.close().unwrap();
+        }
+        let [top, middle] = [0, 1].map(|n| layer(&files[n], false));
+        let disk = Disk::new(vec![top, middle, Layer::Raw(below())]).unwrap();
+        let (mut walk, mut at, mut runs) = (Walk::new(&disk), 0, 0);
+        while at < disk.size() {
+            let said = walk.extent(GuestOffset(at)).unwrap();
+            assert_eq!(said, disk.extent(GuestOffset(at)).unwrap(), "at {at}");
+            // In the middle of a run as well.
+            let middle = GuestOffset(at + said.len / 2);
+            assert_eq!(walk.extent(middle).unwrap(), disk.extent(middle).unwrap(), "at {middle}");
+            (at, runs) = (at + said.len, runs + 1);
+        }
+        assert!(runs > 60, "{runs}");
+    }
+}

@@ -1,0 +1,602 @@
+//! One pass over a disk: the sums of all blocks, and on the way a copy of it, or of what differs from another disk.
+
+mod line;
+
+use super::{Progress, check_cancelled};
+use crate::disk::{Disk, DiskExtent, Walk};
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use crate::store::{BLOCK, BlockSum, ContentSums, Sums};
+use crate::units::{GIB, GuestOffset, HostOffset, MIB, index, length};
+use crate::zero::is_zero;
+use line::Line;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What one thread reads at a time: a multiple of [`BLOCK`].
+pub(super) const CHUNK: u64 = 4 * MIB;
+/// What need not be read is skipped in steps of at most this, a multiple of [`CHUNK`], so that a stop is noticed.
+const STRIDE: u64 = 64 * GIB;
+
+/// Where the bytes of a scan go to.
+pub(super) trait Sink: Sync {
+    /// `data` belongs at `at`. It is all zero only when the disk that is compared with is not.
+    fn put(&self, data: &[u8], at: u64) -> Result<()>;
+
+    /// What is the same as before is told in units of this many bytes, a divisor of [`BLOCK`].
+    fn grain(&self) -> usize {
+        4096
+    }
+
+    /// Whether what is put first decides how the result looks: then it is put in the order of the disk, so that the
+    /// number of threads never shows.
+    fn ordered(&self) -> bool {
+        false
+    }
+
+    /// Told now and then while the scan goes on, by any of its threads: more was put.
+    fn more(&self) {}
+}
+
+/// Nowhere.
+pub(super) struct Nowhere;
+
+impl Sink for Nowhere {
+    fn put(&self, _: &[u8], _: u64) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Nowhere, but counted.
+#[derive(Default)]
+pub(super) struct Count {
+    data: AtomicU64,
+    zeros: AtomicU64,
+}
+
+impl Count {
+    /// Bytes that were put and are not all zero.
+    pub(super) fn data(&self) -> u64 {
+        self.data.load(Ordering::Relaxed)
+    }
+
+    /// All bytes that were put.
+    pub(super) fn all(&self) -> u64 {
+        self.data() + self.zeros.load(Ordering::Relaxed)
+    }
+}
+
+impl Sink for Count {
+    fn put(&self, data: &[u8], _: u64) -> Result<()> {
+        let kind = if is_zero(data) { &self.zeros } else { &self.data };
+        kind.fetch_add(length(data.len()), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A file, at the same places.
+pub(super) struct Flat<'a>(pub(super) &'a dyn Storage);
+
+impl Sink for Flat<'_> {
+    fn put(&self, data: &[u8], at: u64) -> Result<()> {
+        self.0.write_at(data, HostOffset(at)).map_err(|error| Error::io("cannot write the copy", error))
+    }
+}
+
+/// A disk with clusters of [`BLOCK`] bytes, at the same places.
+impl Sink for Disk {
+    fn grain(&self) -> usize {
+        index(BLOCK)
+    }
+
+    fn ordered(&self) -> bool {
+        true
+    }
+
+    fn put(&self, data: &[u8], at: u64) -> Result<()> {
+        self.write(data, GuestOffset(at))
+    }
+}
+
+/// The disk that a scan compares with: what is the same there is not put.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Against<'a> {
+    /// The disk.
+    pub(super) disk: &'a Disk,
+    /// So many layers at the bottom of both disks are the same files: what comes from there need not be read.
+    pub(super) shared: usize,
+    /// Whether its layer right above those says nothing but what differs from them, as the delta of a base's version does: it
+    /// is not read where the other disk shows them.
+    pub(super) exact: bool,
+}
+
+/// A piece of the work, in the order of the disk.
+struct Chunk {
+    /// So many bytes before it are known without reading them.
+    skipped: u64,
+    start: u64,
+    len: u64,
+    /// Where something may have to be put.
+    parts: Vec<Part>,
+}
+
+/// A part of a chunk, in whole grains from its start, of which something may have to be put.
+struct Part {
+    range: Range<usize>,
+    /// All of it differs, it is known.
+    differs: bool,
+}
+
+/// What was found in a chunk.
+struct Found {
+    sums: Vec<BlockSum>,
+    /// What has still to be put.
+    runs: Vec<Range<usize>>,
+}
+
+/// What a thread reads into.
+#[derive(Default)]
+struct Buffers {
+    new: Vec<u8>,
+    old: Vec<u8>,
+}
+
+/// What is known of a run of the disk without reading it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// Nothing.
+    Unread,
+    /// All of it differs.
+    Differs,
+    /// Nothing of it has to be put.
+    Same {
+        /// It reads as zeros.
+        zeros: bool,
+    },
+}
+
+/// Both disks' runs, from the start to the end.
+struct Walks<'a> {
+    new: Walk<'a>,
+    old: Option<(Walk<'a>, Against<'a>)>,
+}
+
+/// The work that a scan does on each chunk.
+struct Scan<'a> {
+    disk: &'a Disk,
+    against: Option<Against<'a>>,
+    /// Where it begins, a multiple of [`CHUNK`] when sums are wanted.
+    start: u64,
+    size: u64,
+    sink: &'a dyn Sink,
+    sums: bool,
+    /// Whether a block that cannot be read is told by its sum; else it ends the scan.
+    tolerant: bool,
+    progress: &'a dyn Progress,
+}
+
+/// What is told the sum of each block, in order.
+pub(super) type EachSum<'a> = &'a mut (dyn FnMut(&BlockSum) -> Result<()> + Send);
+
+/// Reads the first `size` bytes of `disk` (zeros past its end), gives what is not zero to `sink` and each block's sum to
+/// `each`, and returns the sums of the whole.
+pub(super) fn scan(
+    disk: &Disk,
+    size: u64,
+    sink: &dyn Sink,
+    progress: &dyn Progress,
+    each: EachSum<'_>,
+) -> Result<Sums> {
+    Scan { disk, against: None, start: 0, size, sink, sums: true, tolerant: false, progress }.sum(each)
+}
+
+/// The same, but `sink` gets what differs from another disk, which reads as zeros past its end.
+pub(super) fn scan_against(
+    disk: &Disk,
+    against: Against<'_>,
+    size: u64,
+    sink: &dyn Sink,
+    progress: &dyn Progress,
+    each: EachSum<'_>,
+) -> Result<Sums> {
+    Scan { disk, against: Some(against), start: 0, size, sink, sums: true, tolerant: false, progress }
+        .sum(each)
+}
+
+/// As [`scan`] without a copy; blocks that cannot be read say so in their sums, and count as zeros in the whole's.
+pub(super) fn scan_damaged(
+    disk: &Disk,
+    size: u64,
+    progress: &dyn Progress,
+    each: EachSum<'_>,
+) -> Result<Sums> {
+    Scan { disk, against: None, start: 0, size, sink: &Nowhere, sums: true, tolerant: true, progress }
+        .sum(each)
+}
+
+/// As [`scan`] without sums: what is not zero goes to `sink`.
+pub(super) fn copy(disk: &Disk, size: u64, sink: &dyn Sink, progress: &dyn Progress) -> Result<()> {
+    Scan { disk, against: None, start: 0, size, sink, sums: false, tolerant: false, progress }.run(|_| Ok(()))
+}
+
+/// As [`scan_against`] without sums: what differs goes to `sink`.
+pub(super) fn difference(
+    disk: &Disk,
+    against: Against<'_>,
+    sink: &dyn Sink,
+    progress: &dyn Progress,
+) -> Result<()> {
+    difference_in(disk, against, 0..disk.size(), sink, progress)
+}
+
+/// The same of a range of the disk; zeros are compared past its end.
+pub(super) fn difference_in(
+    disk: &Disk,
+    against: Against<'_>,
+    range: Range<u64>,
+    sink: &dyn Sink,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let Range { start, end: size } = range;
+    Scan { disk, against: Some(against), start, size, sink, sums: false, tolerant: false, progress }
+        .run(|_| Ok(()))
+}
+
+impl Against<'_> {
+    /// Whether two extents at the same place of two disks come from the same file.
+    pub(super) fn is_shared(&self, disk: &Disk, new: Option<usize>, old: Option<usize>) -> bool {
+        let below = |disk: &Disk, depth: usize| disk.layers().len() - depth <= self.shared;
+        match (new, old) {
+            (Some(new), Some(old)) => below(disk, new) && below(self.disk, old),
+            _ => false,
+        }
+    }
+
+    /// Whether extents at the same place of two disks are known to differ all over.
+    fn differs(&self, disk: &Disk, new: Option<usize>, old: Option<usize>) -> bool {
+        let shared = new.is_some_and(|depth| disk.layers().len() - depth <= self.shared);
+        self.exact && shared && old.is_some_and(|depth| self.disk.layers().len() - depth == self.shared + 1)
+    }
+}
+
+/// Reads `disk` (zeros past its end).
+fn read(disk: &Disk, buf: &mut [u8], at: u64) -> Result<()> {
+    let there = index(disk.size().saturating_sub(at).min(length(buf.len())));
+    let (inside, outside) = buf.split_at_mut(there);
+    outside.fill(0);
+    if inside.is_empty() { Ok(()) } else { disk.read(inside, GuestOffset(at)) }
+}
+
+impl<'a> Walks<'a> {
+    fn new(new: &'a Disk, against: Option<Against<'a>>) -> Self {
+        Self { new: Walk::new(new), old: against.map(|against| (Walk::new(against.disk), against)) }
+    }
+
+    /// What is known of the run that starts at `at`, and its length, at least 1.
+    fn known(&mut self, at: u64) -> Result<(u64, Known)> {
+        let new = extent(&mut self.new, at)?;
+        let Some((walk, against)) = &mut self.old else {
+            let known = if new.data { Known::Unread } else { Known::Same { zeros: true } };
+            return Ok((new.len.max(1), known));
+        };
+        let old = extent(walk, at)?;
+        let disk = self.new.disk();
+        let known = if (!new.data && !old.data) || against.is_shared(disk, new.depth, old.depth) {
+            Known::Same { zeros: !new.data }
+        } else if against.differs(disk, new.depth, old.depth) {
+            Known::Differs
+        } else {
+            Known::Unread
+        };
+        Ok((new.len.min(old.len).max(1), known))
+    }
+}
+
+/// What a disk has at `at`; past its end zeros.
+fn extent(walk: &mut Walk<'_>, at: u64) -> Result<DiskExtent> {
+    if at < walk.disk().size() {
+        return walk.extent(GuestOffset(at));
+    }
+    Ok(DiskExtent { len: u64::MAX - at, data: false, depth: None, host: None, compressed: false })
+}
+
+impl Scan<'_> {
+    fn sum(&self, each: EachSum<'_>) -> Result<Sums> {
+        let mut sums = ContentSums::new(self.size);
+        self.run(|sum| {
+            sums.push(sum);
+            each(sum)
+        })?;
+        Ok(sums.finish())
+    }
+
+    fn run(&self, mut each: impl FnMut(&BlockSum) -> Result<()> + Send) -> Result<()> {
+        self.progress.total(self.size - self.start);
+        let (mut at, mut walks) = (self.start, Walks::new(self.disk, self.against));
+        let next = move || self.next(&mut at, &mut walks);
+        let finish = move |chunk: &Chunk, found: Found, buf: &mut Buffers| {
+            if self.sums {
+                (0..chunk.skipped / BLOCK).try_for_each(|_| each(&BlockSum::zeros()))?;
+            }
+            self.put(&buf.new, &found.runs, chunk.start)?;
+            found.sums.iter().try_for_each(&mut each)
+        };
+        Line::new(next, finish).run(|chunk, buf| self.work(chunk, buf))
+    }
+
+    /// The next chunk behind what need not be read.
+    fn next(&self, at: &mut u64, walks: &mut Walks<'_>) -> Result<Option<Chunk>> {
+        let from = *at;
+        loop {
+            check_cancelled(self.progress)?;
+            let skipped = self.skip(walks, *at, self.size.min(*at + STRIDE))? / CHUNK * CHUNK;
+            if skipped == 0 {
+                break;
+            }
+            self.progress.advance(skipped);
+            *at += skipped;
+        }
+        let (skipped, start, len) = (*at - from, *at, CHUNK.min(self.size - *at));
+        if skipped + len == 0 {
+            return Ok(None);
+        }
+        let parts = self.parts(walks, start, len)?;
+        *at += len;
+        Ok(Some(Chunk { skipped, start, len, parts }))
+    }
+
+    /// Bytes from `at` on, up to `end`, of which nothing has to be read.
+    fn skip(&self, walks: &mut Walks<'_>, at: u64, end: u64) -> Result<u64> {
+        let mut here = at;
+        while here < end {
+            match walks.known(here)? {
+                (len, Known::Same { zeros }) if zeros || !self.sums => here = here.saturating_add(len),
+                _ => break,
+            }
+        }
+        Ok(here.min(end) - at)
+    }
+
+    /// The parts of a chunk of which something may have to be put.
+    fn parts(&self, walks: &mut Walks<'_>, start: u64, len: u64) -> Result<Vec<Part>> {
+        let grain = self.sink.grain();
+        let mut found: Vec<Part> = Vec::new();
+        let mut at = 0;
+        while at < len {
+            let (run, known) = walks.known(start + at)?;
+            let (from, end) = (index(at), index(len.min(at.saturating_add(run))));
+            at = length(end);
+            if matches!(known, Known::Same { .. }) {
+                continue;
+            }
+            let whole = from.is_multiple_of(grain) && (end.is_multiple_of(grain) || at == len);
+            let differs = known == Known::Differs && whole;
+            let range = from / grain * grain..end.next_multiple_of(grain).min(index(len));
+            match found.last_mut() {
+                Some(last) if last.range.end >= range.start && last.differs == differs => {
+                    last.range.end = range.end
+                }
+                _ => found.push(Part { range, differs }),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads a chunk, and finds out what of it has to be put.
+    fn work(&self, chunk: &Chunk, buf: &mut Buffers) -> Result<Found> {
+        check_cancelled(self.progress)?;
+        self.sink.more();
+        buf.new.resize(index(chunk.len), 0);
+        let sums = self.read_new(&mut buf.new, chunk)?;
+        let runs = self.runs(buf, chunk)?;
+        self.progress.advance(chunk.len);
+        if self.sink.ordered() {
+            return Ok(Found { sums, runs });
+        }
+        self.put(&buf.new, &runs, chunk.start)?;
+        Ok(Found { sums, runs: Vec::new() })
+    }
+
+    /// Reads the whole chunk when its sums are wanted, else only the parts that may have to be put.
+    fn read_new(&self, new: &mut [u8], chunk: &Chunk) -> Result<Vec<BlockSum>> {
+        if !self.sums {
+            for Part { range, .. } in &chunk.parts {
+                read(self.disk, &mut new[range.clone()], chunk.start + length(range.start))?;
+            }
+            return Ok(Vec::new());
+        }
+        let unreadable = match read(self.disk, new, chunk.start) {
+            Ok(()) => Vec::new(),
+            Err(error) => self.read_blocks(new, chunk.start, error)?,
+        };
+        let mut sums: Vec<_> = new.chunks(index(BLOCK)).map(sum_of).collect();
+        for number in unreadable {
+            sums.get_mut(number).into_iter().for_each(|sum| sum.readable = false);
+        }
+        Ok(sums)
+    }
+
+    /// What of a chunk has to be put: neighbours of the same kind (zeros, or not) in one run.
+    fn runs(&self, buf: &mut Buffers, chunk: &Chunk) -> Result<Vec<Range<usize>>> {
+        let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
+        for Part { range, differs } in &chunk.parts {
+            let against = self.against.filter(|_| !differs);
+            if let Some(against) = against {
+                buf.old.resize(range.len(), 0);
+                read(against.disk, &mut buf.old, chunk.start + length(range.start))?;
+            }
+            let mut at = range.start;
+            for piece in buf.new[range.clone()].chunks(self.sink.grain()) {
+                let (here, zeros) = (at..at + piece.len(), is_zero(piece));
+                at = here.end;
+                let same = match against {
+                    Some(_) => piece == &buf.old[here.start - range.start..here.end - range.start],
+                    None => zeros && !differs,
+                };
+                match runs.last_mut() {
+                    _ if same => {}
+                    Some((last, kind)) if last.end == here.start && *kind == zeros => last.end = here.end,
+                    _ => runs.push((here, zeros)),
+                }
+            }
+        }
+        Ok(runs.into_iter().map(|(run, _)| run).collect())
+    }
+
+    /// Gives runs of a chunk to the sink.
+    fn put(&self, bytes: &[u8], runs: &[Range<usize>], start: u64) -> Result<()> {
+        runs.iter().try_for_each(|run| self.sink.put(&bytes[run.clone()], start + length(run.start)))
+    }
+
+    /// Reads a chunk that cannot be read in one piece block by block; the numbers of those that cannot be read.
+    fn read_blocks(&self, buf: &mut [u8], start: u64, error: Error) -> Result<Vec<usize>> {
+        if !self.tolerant {
+            return Err(error);
+        }
+        let mut unreadable = Vec::new();
+        for (number, block) in buf.chunks_mut(index(BLOCK)).enumerate() {
+            check_cancelled(self.progress)?;
+            if read(self.disk, block, start + length(number) * BLOCK).is_err() {
+                block.fill(0);
+                unreadable.push(number);
+            }
+        }
+        Ok(unreadable)
+    }
+}
+
+fn sum_of(block: &[u8]) -> BlockSum {
+    if length(block.len()) == BLOCK && is_zero(block) { BlockSum::zeros() } else { BlockSum::of(block) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::disk::{Layer, RawLayer};
+    use crate::ops::Silent;
+    use crate::qcow2::{CreateOptions, Image, OpenOptions, create};
+    use crate::storage::{Fault, Memory, Operation};
+    use std::sync::Arc;
+
+    #[test]
+    fn what_cannot_be_read_is_named_by_its_block_and_the_rest_is_read() {
+        let memory = Arc::new(Memory::from_bytes(&vec![7; index(4 * BLOCK)]));
+        let disk = Disk::new(vec![Layer::Raw(RawLayer::new(memory.clone(), false).unwrap())]).unwrap();
+        let fault = Fault { after: 0, only: Some(Operation::Read), errno: libc::EIO, lasting: true };
+        memory.set_fault(Some(fault));
+        let unreadable = |disk: &Disk| {
+            let (mut number, mut found) = (0, Vec::new());
+            let sums = scan_damaged(disk, 4 * BLOCK, &Silent, &mut |sum| {
+                if !sum.readable {
+                    found.push(number);
+                }
+                number += 1;
+                Ok(())
+            });
+            assert_eq!(number, 4);
+            (sums.unwrap(), found)
+        };
+        let whole = || scan(&disk, 4 * BLOCK, &Nowhere, &Silent, &mut |_| Ok(()));
+        assert!(whole().is_err());
+        assert_eq!(unreadable(&disk).1, [0, 1, 2, 3]);
+        // A failure that passes: the whole chunk once, its blocks not.
+        memory.set_fault(Some(Fault { lasting: false, ..fault }));
+        let (sums, found) = unreadable(&disk);
+        assert!(found.is_empty());
+        assert_eq!(sums.digest, whole().unwrap().digest);
+    }
+    /// What a scan puts, in its order.
+    #[derive(Default)]
+    struct Noted(parking_lot::Mutex<Vec<(u64, Vec<u8>)>>);
+
+    impl Sink for Noted {
+        fn ordered(&self) -> bool {
+            true
+        }
+
+        fn put(&self, data: &[u8], at: u64) -> Result<()> {
+            self.0.lock().push((at, data.to_vec()));
+            Ok(())
+        }
+    }
+
+    fn image(file: &Arc<Memory>, writable: bool) -> Layer {
+        Layer::qcow2(Image::open(file.clone(), OpenOptions { writable, metadata_cache: MIB }).unwrap())
+    }
+
+    #[test]
+    fn what_is_known_to_differ_is_not_read_and_all_is_put_in_the_order_of_the_disk() {
+        const SIZE: u64 = 19 * MIB;
+        let bottom = Arc::new(Memory::from_bytes(&vec![7; index(SIZE)]));
+        let raw = || Layer::Raw(RawLayer::new(bottom.clone(), false).unwrap());
+        let [clone, version]: [Arc<Memory>; 2] = std::array::from_fn(|_| Arc::default());
+        // The version differs every 64 KiB, the clone in some of the same places and in others.
+        for (file, step, with) in [(&version, 65_536, 1), (&clone, 163_840, 2)] {
+            create(&**file, &CreateOptions::new(SIZE)).unwrap();
+            let disk = Disk::new(vec![image(file, true), raw()]).unwrap();
+            (0..SIZE).step_by(step).for_each(|at| disk.write(&[with; 4096], GuestOffset(at)).unwrap());
+            disk.close().unwrap();
+        }
+        let disk = |file| Disk::new(vec![image(file, false), raw()]).unwrap();
+        let (clone, new) = (disk(&clone), disk(&version));
+        let put = |exact| {
+            let noted = Noted::default();
+            difference(&clone, Against { disk: &new, shared: 1, exact }, &noted, &Silent)?;
+            Ok::<_, Error>(noted.0.into_inner())
+        };
+        let all = put(false).unwrap();
+        assert!(all.is_sorted_by_key(|(at, _)| *at));
+        let bytes = |put: &[(u64, Vec<u8>)]| put.iter().map(|(_, data)| data.len()).sum::<usize>();
+        let places = (0..SIZE).step_by(4096).filter(|at| at % 65_536 == 0 || at % 163_840 == 0).count();
+        assert_eq!(bytes(&all), places * 4096);
+        assert_eq!(put(true).unwrap(), all);
+        // Only where the clone has bytes of its own the version's are read: here it has none.
+        let untouched = Disk::new(vec![raw()]).unwrap();
+        let fault = Fault { after: 0, only: Some(Operation::Read), errno: libc::EIO, lasting: true };
+        version.set_fault(Some(fault));
+        let differing = |exact| {
+            let count = Count::default();
+            let against = Against { disk: &new, shared: 1, exact };
+            difference(&untouched, against, &count, &Silent).map(|()| count.all())
+        };
+        assert_eq!(differing(true).unwrap(), SIZE / 65_536 * 4096);
+        assert_eq!(differing(false).unwrap_err().kind(), crate::error::Kind::Io);
+    }
+
+    #[test]
+    fn the_first_failure_in_the_order_of_the_disk_ends_a_scan() {
+        let disk = Disk::new(vec![Layer::Raw(
+            RawLayer::new(Arc::new(Memory::from_bytes(&vec![7; index(9 * CHUNK)])), false).unwrap(),
+        )])
+        .unwrap();
+        struct Refused(AtomicU64);
+        impl Sink for Refused {
+            fn ordered(&self) -> bool {
+                true
+            }
+
+            fn put(&self, _: &[u8], at: u64) -> Result<()> {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                if at < 3 * CHUNK { Ok(()) } else { Err(Error::invalid(format!("at {at}"))) }
+            }
+        }
+        let sink = Refused(AtomicU64::new(0));
+        let failed = copy(&disk, disk.size(), &sink, &Silent).unwrap_err();
+        assert_eq!(failed.to_string(), format!("at {}", 3 * CHUNK));
+        assert_eq!(sink.0.into_inner(), 4);
+        struct Panics;
+        impl Sink for Panics {
+            fn ordered(&self) -> bool {
+                true
+            }
+
+            fn put(&self, _: &[u8], at: u64) -> Result<()> {
+                assert!(at < 2 * CHUNK, "on purpose");
+                Ok(())
+            }
+        }
+        let run = std::panic::AssertUnwindSafe(|| copy(&disk, disk.size(), &Panics, &Silent));
+        assert!(std::panic::catch_unwind(run).is_err());
+    }
+}
