@@ -76,7 +76,7 @@ pub fn plan(store: &Store, clone: &Name, number: u32) -> Result<Removed> {
 
 /// Fills the new layer.
 pub(super) fn copy(union: &Union, progress: &dyn Progress) -> Result<()> {
-    let against = Against { disk: union.fresh(), shared: union.shared() };
+    let against = Against { disk: union.fresh(), shared: union.shared(), exact: false };
     let delta = Delta::new(union.fresh());
     difference_in(union.old(), against, 0..union.fresh().size(), &delta, progress)
 }
