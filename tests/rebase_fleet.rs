@@ -18,12 +18,15 @@ use cowshed::ops::Progress;
 use cowshed::ops::merge::rules::Rules;
 use cowshed::ops::rebase::{Ending, MergeSettings, RebaseRequest, Strategy, rebase_all};
 use cowshed::store::{Access, BaseRef, CloneOptions, Store};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 /// A clone with a change of its own.
 fn add_clone(case: &Case, clone: &str) {
@@ -463,4 +466,29 @@ fn a_start_on_a_base_that_was_meddled_with_says_so_and_goes_on_waiting() {
     let store = Store::open(&case.shed.root()).unwrap();
     store.create_clones(&BaseRef::exact(name("os"), 1), &[name("new")], &CloneOptions::default()).unwrap();
     assert_eq!(store.waiting(&name("new")).unwrap(), None);
+}
+
+#[test]
+fn a_start_that_is_stopped_in_its_rebase_boots_nothing_and_the_clone_is_as_it_was_and_waits() {
+    let case = Case::new();
+    case.shed.ok(&["rebase", "web", "--onto", "os@2", "--at-next-start"]);
+    let tmp = case.shed.root().join("tmp");
+    let mut command = case.shed.command(&["run", "web", "--accel", "tcg", "--qemu", "/nonexistent/qemu"]);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let signal = |signal| kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    while fs::read_dir(&tmp).unwrap().next().is_none() {
+        assert!(Instant::now() < until, "the rebase never began");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // It stands still while the signal comes: it cannot be done before.
+    [Signal::SIGSTOP, Signal::SIGINT, Signal::SIGCONT].into_iter().for_each(signal);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("stopped; web is as it was") && !said.contains("/nonexistent/qemu"), "{said}");
+    assert!(case.is_as_before() && case.tmp_is_empty());
+    assert_eq!(waiting(&case, "web")["onto"]["version"], 2);
+    assert_eq!(start(&case.shed, "web").len(), 1, "the next start does it");
+    assert!(case.is_merged());
 }

@@ -1,6 +1,6 @@
 //! Map: where each byte of a disk comes from.
 
-use crate::disk::{Disk, DiskExtent};
+use crate::disk::{Disk, DiskExtent, Walk};
 use crate::error::Result;
 use crate::units::GuestOffset;
 use serde::Serialize;
@@ -34,7 +34,7 @@ pub struct MapExtent {
 /// All runs of a disk in order; see [`map`].
 #[derive(Debug)]
 pub struct Map<'a> {
-    disk: &'a Disk,
+    walk: Walk<'a>,
     files: &'a [PathBuf],
     at: u64,
     /// The run that was found after the last one given out.
@@ -46,7 +46,7 @@ pub struct Map<'a> {
 /// the layers, the top first; it may be empty.
 #[must_use]
 pub fn map<'a>(disk: &'a Disk, files: &'a [PathBuf]) -> Map<'a> {
-    Map { disk, files, at: 0, next: None, failed: false }
+    Map { walk: Walk::new(disk), files, at: 0, next: None, failed: false }
 }
 
 /// Whether `next` goes on where a run of `len` bytes that began like `first` ends.
@@ -60,9 +60,9 @@ fn continues(first: &DiskExtent, len: u64, next: &DiskExtent) -> bool {
 }
 
 impl Map<'_> {
-    fn extent(&self, at: u64) -> Result<DiskExtent> {
-        let mut extent = self.disk.extent(GuestOffset(at))?;
-        extent.len = extent.len.clamp(1, self.disk.size() - at);
+    fn extent(&mut self, at: u64) -> Result<DiskExtent> {
+        let mut extent = self.walk.extent(GuestOffset(at))?;
+        extent.len = extent.len.clamp(1, self.walk.disk().size() - at);
         if !extent.data {
             extent.host = None;
         }
@@ -76,7 +76,7 @@ impl Map<'_> {
             None => self.extent(start)?,
         };
         let mut len = first.len;
-        while start + len < self.disk.size() {
+        while start + len < self.walk.disk().size() {
             let next = self.extent(start + len)?;
             if !continues(&first, len, &next) {
                 self.next = Some(next);
@@ -85,7 +85,7 @@ impl Map<'_> {
             len += next.len;
         }
         self.at = start + len;
-        let depth = first.depth.unwrap_or(self.disk.layers().len().saturating_sub(1));
+        let depth = first.depth.unwrap_or(self.walk.disk().layers().len().saturating_sub(1));
         let file = if first.data { self.files.get(depth) } else { None };
         Ok(MapExtent {
             start,
@@ -105,7 +105,7 @@ impl Iterator for Map<'_> {
     type Item = Result<MapExtent>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed || self.at >= self.disk.size() {
+        if self.failed || self.at >= self.walk.disk().size() {
             return None;
         }
         let result = self.merged();

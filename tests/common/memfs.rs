@@ -8,6 +8,7 @@ use cowshed::guestfs::ext4::{Device, FileKind};
 use cowshed::ops::merge::tree::{Contents, File, Tree};
 use cowshed::ops::merge::{Step, Three, Version};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 pub type Bytes = Vec<u8>;
 pub const ROOT: u32 = 2;
@@ -238,7 +239,7 @@ impl Fs {
     }
 
     pub fn tree(&self) -> Tree {
-        let mut files: HashMap<u32, File> = HashMap::new();
+        let mut files: HashMap<u32, Arc<File>> = HashMap::new();
         for (ino, inode) in &self.inodes {
             let file = File {
                 kind: inode.kind,
@@ -259,11 +260,11 @@ impl Fs {
                 names: Vec::new(),
                 children: inode.children.clone(),
             };
-            files.insert(*ino, file);
+            files.insert(*ino, Arc::new(file));
         }
         for (ino, inode) in &self.inodes {
             for (name, child) in &inode.children {
-                files.get_mut(child).unwrap().names.push((*ino, name.clone()));
+                Arc::get_mut(files.get_mut(child).unwrap()).unwrap().names.push((*ino, name.clone()));
             }
         }
         Tree { files, root: ROOT, ..Tree::default() }

@@ -294,7 +294,7 @@ impl Pair {
     fn files(&self, places: &Both<Partition>, progress: &dyn Progress) -> Result<Option<Vec<Change>>> {
         let Some(volumes) = self.volumes(places)? else { return Ok(None) };
         let old = volumes.old.tree().map_err(|error| error.at(&self.names.old))?;
-        let new = volumes.new.tree().map_err(|error| error.at(&self.names.new))?;
+        let new = volumes.new.tree_beside(Some(&old)).map_err(|error| error.at(&self.names.new))?;
         let same = |was: u32, is: u32| {
             let size = old.file(was).size;
             progress.total(size);

@@ -4,6 +4,7 @@
 //! another number, by a policy: files on the disk belong to numbers. [`super::renumber`] moves what can be moved first.
 
 use super::keyed::{Merged, bounded, index, lines, order, sets, shown};
+use super::numbers::candidates;
 use super::rules::Winner;
 use super::{Side, Three};
 use crate::error::Result;
@@ -364,14 +365,15 @@ fn numbers_taken(
         let own: Vec<String> =
             names.iter().filter(|&name| held.base.get(name) != Some(id)).map(|name| shown(name)).collect();
         let base: Vec<String> = theirs.map(|name| shown(name)).collect();
-        let free = free(&used, *id);
-        used.insert(free);
         merged.conflict(|| {
+            let free = candidates(*id).find(|id| !used.contains(id));
+            used.extend(free);
             format!(
-                "{}: number {id} is {} in the base and {} in the clone; renumber the clone's, with its files, first: {free} is free",
+                "{}: number {id} is {} in the base and {} in the clone; renumber the clone's, with its files, first: {}",
                 database.name(),
                 base.join(", "),
                 own.join(", "),
+                free.map_or("no number is free".to_owned(), |free| format!("{free} is free")),
             )
         });
     }
@@ -383,12 +385,6 @@ fn held<'a>(entries: &[Entry<'a>]) -> HashMap<&'a [u8], u32> {
         Key::Line(..) | Key::Nis(..) => None,
     };
     entries.iter().filter_map(id).collect()
-}
-
-/// A number of the same kind (the system's, or a person's) that nobody has.
-fn free(used: &BTreeSet<u32>, taken: u32) -> u32 {
-    let first = if taken < 1000 { 100 } else { 1000 };
-    (first..u32::MAX).find(|id| !used.contains(id) && *id != 65534).unwrap_or(taken)
 }
 
 /// Ranges of two names that overlap after the merge and did on neither side.
@@ -510,7 +506,7 @@ mod tests {
         for winner in [Winner::Fail, Winner::Base, Winner::Clone, Winner::Both] {
             let said = merged(Database::Passwd, [ROOT, &base, &clone], winner).conflicts;
             let expected = "passwd: number 101 is one in the base and two in the clone; renumber the clone's, with its \
-                            files, first: 100 is free";
+                            files, first: 102 is free";
             assert_eq!(said, [expected]);
         }
         let twice = format!("{ROOT}toor:x:0:0::/:/\n");

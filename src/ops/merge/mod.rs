@@ -16,6 +16,7 @@ pub mod fat;
 mod fate;
 pub mod keyed;
 mod names;
+mod numbers;
 pub mod packages;
 mod pair;
 mod plan;

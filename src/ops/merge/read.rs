@@ -6,6 +6,7 @@ use crate::guestfs::ext4::{Ext4, FileKind, Ino, Inode, flags};
 use crate::guestfs::partitions::Bytes;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// The inode of the root folder.
 const ROOT: u32 = 2;
@@ -23,14 +24,23 @@ const FLAGS: u32 = flags::SECURE_DELETION
 /// # Errors
 /// `Corrupt` when the filesystem breaks its format, or a folder has two names; whatever reading the disk gives.
 pub fn tree<B: Bytes>(filesystem: &Ext4<B>) -> Result<Tree> {
+    tree_beside(filesystem, None)
+}
+
+/// The same; what is as in `other`, another version of the filesystem, is in memory once.
+///
+/// # Errors
+/// As [`tree`].
+pub fn tree_beside<B: Bytes>(filesystem: &Ext4<B>, other: Option<&Tree>) -> Result<Tree> {
+    // Each goes when its file comes.
     let mut inodes = HashMap::new();
     for inode in filesystem.inodes() {
         let inode = inode?;
-        inodes.insert(inode.ino.0, inode);
+        inodes.insert(inode.ino.0, Box::new(inode));
     }
     let mut tree = Tree { root: ROOT, ..Tree::default() };
-    let root = inodes.get(&ROOT).ok_or_else(|| Error::corrupt("the filesystem has no root folder"))?;
-    tree.files.insert(ROOT, file(filesystem, root)?);
+    let root = inodes.remove(&ROOT).ok_or_else(|| Error::corrupt("the filesystem has no root folder"))?;
+    tree.files.insert(ROOT, Arc::new(file(filesystem, &root)?));
     let mut folders = vec![ROOT];
     while let Some(folder) = folders.pop() {
         let inode = filesystem.inode(Ino(folder))?;
@@ -38,8 +48,8 @@ pub fn tree<B: Bytes>(filesystem: &Ext4<B>) -> Result<Tree> {
             let ino = entry.ino.0;
             match tree.files.entry(ino) {
                 Entry::Vacant(vacant) => {
-                    let inode = inodes.get(&ino).ok_or_else(|| unused(ino))?;
-                    vacant.insert(file(filesystem, inode)?);
+                    let inode = inodes.remove(&ino).ok_or_else(|| unused(ino))?;
+                    vacant.insert(Arc::new(file(filesystem, &inode)?));
                     if inode.kind == FileKind::Directory {
                         folders.push(ino);
                     }
@@ -51,18 +61,35 @@ pub fn tree<B: Bytes>(filesystem: &Ext4<B>) -> Result<Tree> {
                 }
                 Entry::Occupied(_) => {}
             }
-            link(&mut tree, folder, ino, entry.name);
+            link(&mut tree, (folder, ino), entry.name, other);
         }
+    }
+    for (ino, file) in tree.files.iter_mut().filter(|(_, file)| file.is_folder()) {
+        share(*ino, file, other);
     }
     Ok(tree)
 }
 
-fn link(tree: &mut Tree, folder: u32, ino: u32, name: Vec<u8>) {
-    if let Some(file) = tree.files.get_mut(&ino) {
+fn link(tree: &mut Tree, (folder, ino): (u32, u32), mut name: Vec<u8>, other: Option<&Tree>) {
+    name.shrink_to_fit();
+    if let Some(place) = tree.files.get_mut(&ino) {
+        let file = Arc::make_mut(place);
+        // Most have one.
+        file.names.reserve_exact(usize::from(file.names.is_empty()));
         file.names.push((folder, name.clone()));
+        if !file.is_folder() {
+            share(ino, place, other);
+        }
     }
     if let Some(folder) = tree.files.get_mut(&folder) {
-        folder.children.insert(name, ino);
+        Arc::make_mut(folder).children.insert(name, ino);
+    }
+}
+
+/// Takes the other version's record when it says the same.
+fn share(ino: u32, file: &mut Arc<File>, other: Option<&Tree>) {
+    if let Some(same) = other.and_then(|other| other.files.get(&ino)).filter(|same| *same == file) {
+        *file = Arc::clone(same);
     }
 }
 

@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::guestfs::Time;
 use crate::guestfs::ext4::{Device, FileKind};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// One file, folder or other object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +49,8 @@ pub struct File {
 /// All files of a filesystem that have a name, by inode number.
 #[derive(Clone, Debug, Default)]
 pub struct Tree {
-    /// The files.
-    pub files: HashMap<u32, File>,
+    /// The files. Versions of a filesystem share those that are the same in both: most are.
+    pub files: HashMap<u32, Arc<File>>,
     /// The root folder.
     pub root: u32,
     /// Where its guest mounts it; empty for `/`, and no slash at its end. All paths begin with it.

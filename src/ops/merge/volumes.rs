@@ -3,7 +3,7 @@
 use super::same::is_same;
 use super::tree::{Contents, Tree};
 use super::{Three, Version, read};
-use crate::disk::{Disk, DiskExtent};
+use crate::disk::{Disk, DiskExtent, Walk};
 use crate::error::{Error, Result};
 use crate::guestfs::Window;
 use crate::guestfs::ext4::{Ext4, Ino, Replayed};
@@ -130,6 +130,14 @@ impl<'a> Volume<'a> {
         read::tree(&self.filesystem)
     }
 
+    /// The same; what is as in `other`, the tree of another version, is in memory once.
+    ///
+    /// # Errors
+    /// As [`read::tree`].
+    pub fn tree_beside(&self, other: Option<&Tree>) -> Result<Tree> {
+        read::tree_beside(&self.filesystem, other)
+    }
+
     /// All bytes of a regular file.
     fn content_of(&self, ino: u32) -> Result<Vec<u8>> {
         refuse_long(self.filesystem.inode(Ino(ino))?.size)?;
@@ -162,8 +170,9 @@ impl<'a> Volume<'a> {
 
     fn find_runs(&self) -> Result<Vec<Run>> {
         let (mut runs, mut at): (Vec<Run>, u64) = (Vec::new(), self.start);
+        let mut walk = Walk::new(&self.disk);
         while at < self.end {
-            let DiskExtent { len, data, depth, .. } = self.disk.extent(GuestOffset(at))?;
+            let DiskExtent { len, data, depth, .. } = walk.extent(GuestOffset(at))?;
             at += len.clamp(1, self.end - at);
             match runs.last_mut() {
                 Some(last) if (last.data, last.depth) == (data, depth) => last.end = at,

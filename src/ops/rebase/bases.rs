@@ -4,15 +4,15 @@ use super::mounts::Mounts;
 use crate::error::{Error, Kind, Result};
 use crate::guestfs::partitions::{Partition, partitions, places};
 use crate::ops::merge::Pairs;
+use crate::ops::merge::renumber::Ids;
 use crate::ops::merge::tree::Tree;
 use crate::ops::merge::volumes::{Compared, On, Place, Volume};
 use crate::store::{BaseId, BaseRef, OpenDisk, Store};
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Two versions of a base. Both are held as a reader holds them: nobody removes them meanwhile.
 pub(super) struct Pair {
-    from: BaseId,
     pub(super) onto: BaseId,
     pub(super) old: Arc<OpenDisk>,
     pub(super) new: Arc<OpenDisk>,
@@ -35,30 +35,50 @@ pub(super) struct Both {
     pub(super) pairs: Pairs,
     /// What merges find out about them.
     pub(super) compared: Compared,
+    /// The numbers of users and groups that files of either name; found when they are asked for.
+    ids: OnceLock<[Ids; 2]>,
 }
 
-/// The pair that was needed last. One that is not needed any more takes no memory: clones of one version come one after
-/// the other.
+/// The pair that was needed last, or why there is none. One that is not needed any more takes no memory: clones of one version
+/// come one after the other.
 #[derive(Default)]
 pub(super) struct Bases {
-    last: Mutex<Option<Arc<Pair>>>,
+    last: Mutex<Option<Last>>,
+}
+
+struct Last {
+    from: BaseId,
+    onto: BaseId,
+    /// Of an error its kind and its sentence.
+    pair: Result<Arc<Pair>, (Kind, String)>,
 }
 
 impl Bases {
-    /// The two versions. Who needs them while somebody reads them waits for that.
+    /// The two versions. Who needs them while somebody reads them waits for that. Those that cannot be merged are not read
+    /// again for each clone.
     ///
     /// # Errors
     /// As [`Pair::open`].
     pub(super) fn pair(&self, store: &Store, from: &BaseId, onto: &BaseId) -> Result<Arc<Pair>> {
         let mut last = self.last.lock();
-        if let Some(pair) = last.as_ref().filter(|pair| pair.from == *from && pair.onto == *onto) {
-            return Ok(Arc::clone(pair));
+        let known = last.as_ref().filter(|last| last.from == *from && last.onto == *onto);
+        let again = |(kind, message): &(Kind, String)| Error::new(*kind, message);
+        if let Some(Last { pair, .. }) = known {
+            return pair.as_ref().map(Arc::clone).map_err(again);
         }
         // Its memory is free before that of the next one is taken.
         *last = None;
-        let pair = Arc::new(Pair::open(store, from, onto)?);
-        *last = Some(Arc::clone(&pair));
-        Ok(pair)
+        let pair = Pair::open(store, from, onto).map(Arc::new);
+        let kept = match &pair {
+            Ok(pair) => Ok(Arc::clone(pair)),
+            // What the disks are stays so for the run; what the host or somebody else does may pass.
+            Err(error) if matches!(error.kind(), Kind::Unsupported | Kind::Corrupt | Kind::Invalid) => {
+                Err((error.kind(), error.to_string()))
+            }
+            Err(_) => return pair,
+        };
+        *last = Some(Last { from: from.clone(), onto: onto.clone(), pair: kept });
+        pair
     }
 }
 
@@ -85,8 +105,8 @@ impl Pair {
                 both.trees.iter_mut().for_each(|tree| tree.above = at.to_vec());
             }
         }
-        let (from, onto, shared) = (from.clone(), onto.clone(), old.shared_with(new.files()));
-        Ok(Self { from, onto, old, new, shared, layout, places, mounts })
+        let (onto, shared) = (onto.clone(), old.shared_with(new.files()));
+        Ok(Self { onto, old, new, shared, layout, places, mounts })
     }
 
     /// Refuses a disk of a clone that is laid out in another way than the one that it was made from.
@@ -126,9 +146,21 @@ impl Both {
         let found = (volume(Arc::clone(old), place, was)?, volume(Arc::clone(new), place, is)?);
         let (Some(old), Some(new)) = found else { return Ok(None) };
         refuse_other(&old, &new, place)?;
-        let trees = [tree(&old, place, was)?, tree(&new, place, is)?];
+        let was = tree(&old, place, was, None)?;
+        let is = tree(&new, place, is, Some(&was))?;
+        let trees = [was, is];
         let pairs = Pairs::of_bases(&trees[0], &trees[1], true);
-        Ok(Some(Self { old, new, trees, pairs, compared: Compared::default() }))
+        Ok(Some(Self { old, new, trees, pairs, compared: Compared::default(), ids: OnceLock::new() }))
+    }
+
+    /// What files of the old base and of the new one name.
+    pub(super) fn ids(&self) -> &[Ids; 2] {
+        let of = |tree| {
+            let mut ids = Ids::default();
+            ids.add(tree);
+            ids
+        };
+        self.ids.get_or_init(|| self.trees.each_ref().map(of))
     }
 
     /// Refuses a clone that has another filesystem there.
@@ -157,9 +189,9 @@ pub(super) fn volume<'a>(disk: impl Into<On<'a>>, place: &Place, of: &str) -> Re
     }
 }
 
-/// The files of a volume.
-pub(super) fn tree(volume: &Volume<'_>, place: &Place, of: &str) -> Result<Tree> {
-    volume.tree().map_err(|error| error.at(format!("{}, {of}", named(place.number))))
+/// The files of a volume; `other` is the tree of another version of it.
+pub(super) fn tree(volume: &Volume<'_>, place: &Place, of: &str, other: Option<&Tree>) -> Result<Tree> {
+    volume.tree_beside(other).map_err(|error| error.at(format!("{}, {of}", named(place.number))))
 }
 
 /// A partition in words.
@@ -171,6 +203,8 @@ pub(super) fn named(partition: u32) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::ops::Silent;
+    use crate::ops::import::{Format, ImportRequest, import};
     use crate::store::{three_versions, unseal};
 
     #[test]
@@ -188,8 +222,38 @@ mod tests {
         bases.pair(&store, &first, &second).unwrap();
         store.remove_base(&exact(3)).unwrap();
         assert_eq!(bases.pair(&store, &second, &third).err().unwrap().kind(), Kind::NotFound);
+        // What somebody else does may pass: it is looked at again.
+        assert_eq!(bases.pair(&store, &second, &third).err().unwrap().kind(), Kind::NotFound);
         let other = BaseId { digest: first.digest, ..second };
         assert_eq!(bases.pair(&store, &first, &other).err().unwrap().kind(), Kind::Changed);
+        unseal(dir.path());
+    }
+
+    #[test]
+    fn versions_that_cannot_be_merged_are_read_once_and_the_reason_is_told_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, versions) = three_versions(dir.path());
+        let mut bytes = versions[2].clone();
+        // One partition, where the others have none.
+        bytes[446..510].fill(0);
+        bytes[446 + 4] = 0x83;
+        bytes[446 + 8..][..8].copy_from_slice(&[64, 0, 0, 0, 0, 2, 0, 0]);
+        bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+        let source = dir.path().join("source");
+        std::fs::write(&source, &bytes).unwrap();
+        let (name, format) = ("os".parse().unwrap(), Some(Format::Raw));
+        let request = ImportRequest { source, format, name, update: true, follow_backing: false };
+        import(&store, &request, &Silent).unwrap();
+        let exact = |version| BaseRef::exact("os".parse().unwrap(), version);
+        let [first, last] = [1, 4].map(|version| store.base(&exact(version)).unwrap().id());
+        let bases = Bases::default();
+        let why = bases.pair(&store, &first, &last).err().unwrap();
+        assert_eq!(why.kind(), Kind::Unsupported);
+        // Nobody has it open, and nobody opens it again.
+        store.remove_base(&exact(4)).unwrap();
+        let again = bases.pair(&store, &first, &last).err().unwrap();
+        assert_eq!((again.kind(), again.to_string()), (why.kind(), why.to_string()));
+        assert_eq!(Bases::default().pair(&store, &first, &last).err().unwrap().kind(), Kind::NotFound);
         unseal(dir.path());
     }
 }

@@ -130,10 +130,10 @@ fn moves(found: &[Opened<'_>], rules: &Rules, hidden: Option<&str>) -> Result<Mo
     Ok(Moves::find(&files, rules, hidden, || {
         let mut ids = Three::<Ids>::default();
         for opened in found {
-            let trees = opened.trees();
-            ids.old.add(trees.old);
-            ids.base.add(trees.base);
-            ids.clone.add(trees.clone);
+            let [old, base] = opened.bases.ids();
+            ids.old.append(old);
+            ids.base.append(base);
+            ids.clone.add(&opened.tree);
         }
         ids
     }))
@@ -143,7 +143,7 @@ impl<'a> Opened<'a> {
     /// Reads the clone's tree; another filesystem than the bases' is refused.
     fn new(place: &Place, bases: &'a Both, clone: Volume<'a>, shared: [usize; 2]) -> Result<Self> {
         bases.refuse_other(place, &clone)?;
-        let mut tree = bases::tree(&clone, place, "the clone")?;
+        let mut tree = bases::tree(&clone, place, "the clone", Some(&bases.trees[0]))?;
         tree.above.clone_from(&bases.trees[0].above);
         Ok(Self { place: *place, bases, clone, tree, shared })
     }

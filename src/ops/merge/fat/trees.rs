@@ -6,6 +6,7 @@ use crate::guestfs::fat::{ATTRIBUTES, Item, Stamps, Tree as Fat, fold};
 use crate::ops::merge::Three;
 use crate::ops::merge::tree::{File, Tree};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// The number of the root of all; the folders above the filesystem follow.
 const ROOT: u32 = 1;
@@ -55,17 +56,17 @@ fn tree(fat: &Fat, above: &[String], spelling: &Spelling, generation: u32) -> Tr
     let mut tree = Tree { root: ROOT, ..Tree::default() };
     let top = |item: Option<&Item>| file(item, generation);
     let mut here = ROOT;
-    tree.files.insert(ROOT, top(None));
+    tree.files.insert(ROOT, Arc::new(top(None)));
     for (name, number) in above.iter().zip((ROOT + 1)..) {
         let last = number as usize == above.len() + ROOT as usize;
         let number = if last { ino_of(0) } else { number };
-        tree.files.insert(number, top(None));
+        tree.files.insert(number, Arc::new(top(None)));
         link(&mut tree, here, number, name);
         here = number;
     }
     let paths = folded(fat);
     for (number, item) in fat.items.iter().enumerate().skip(1) {
-        tree.files.insert(ino_of(number), top(Some(item)));
+        tree.files.insert(ino_of(number), Arc::new(top(Some(item))));
         let name = spelling.get(&paths[number]).unwrap_or(&item.name);
         link(&mut tree, ino_of(item.folder), ino_of(number), name);
     }
@@ -74,10 +75,10 @@ fn tree(fat: &Fat, above: &[String], spelling: &Spelling, generation: u32) -> Tr
 
 fn link(tree: &mut Tree, folder: u32, ino: u32, name: &str) {
     if let Some(file) = tree.files.get_mut(&ino) {
-        file.names.push((folder, name.as_bytes().to_vec()));
+        Arc::make_mut(file).names.push((folder, name.as_bytes().to_vec()));
     }
     if let Some(folder) = tree.files.get_mut(&folder) {
-        folder.children.insert(name.as_bytes().to_vec(), ino);
+        Arc::make_mut(folder).children.insert(name.as_bytes().to_vec(), ino);
     }
 }
 

@@ -5,16 +5,12 @@ use super::{AccountFiles, Moves};
 use crate::ops::merge::Three;
 use crate::ops::merge::accounts::{Database, number, numbers, ranges};
 use crate::ops::merge::keyed::{lines, shown};
+use crate::ops::merge::numbers::{PEOPLE, candidates, is_movable};
 use crate::ops::merge::rules::{Decision, Rules};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Range;
 
-/// Numbers that are given out to the system's accounts as they come; those below have a meaning of their own.
-const SYSTEM: Range<u32> = 100..1000;
 /// More numbers than these are not moved: somebody gave them out twice by intent.
 pub(super) const MOST: usize = 1000;
-/// Numbers of people; those above belong to nobody or to containers.
-pub(super) const PEOPLE: Range<u32> = 1000..60_000;
 
 /// Why a number of the base should be another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -241,16 +237,6 @@ impl<'a> Kind<'a> {
             self.database.name()
         )
     }
-}
-
-fn is_movable(id: u32) -> bool {
-    SYSTEM.contains(&id) || PEOPLE.contains(&id)
-}
-
-/// Numbers of the same kind as `old`, in the order in which they are tried: those behind it first.
-fn candidates(old: u32) -> impl Iterator<Item = u32> {
-    let all = if SYSTEM.contains(&old) { SYSTEM } else { PEOPLE };
-    (old + 1..all.end).chain(all.start..old)
 }
 
 /// Numbers that nobody may be given: accounts, files and ranges of any version have them.

@@ -25,6 +25,14 @@ pub struct Ids {
 }
 
 impl Ids {
+    /// Adds all that `other` has.
+    pub fn append(&mut self, other: &Self) {
+        self.users.extend(&other.users);
+        self.groups.extend(&other.groups);
+        self.roots.extend(&other.roots);
+        self.unknown |= other.unknown;
+    }
+
     /// Adds what the files of a tree name.
     pub fn add(&mut self, tree: &Tree) {
         for file in tree.files.values() {

@@ -22,6 +22,7 @@ use crate::guestfs::ext4::FileKind;
 use crate::units::length;
 use ids::{LISTS, Map};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The account databases of the three versions, in the order of [`Database::ALL`].
 #[derive(Clone, Debug, Default)]
@@ -137,7 +138,7 @@ impl Moves {
             let attributes = attributes(&is, &Facts::of(&is));
             new.steps.push(Step::Edit(Edit::Attributes { node, attributes }));
             new.paths.insert(base.path(ino));
-            new.tree.files.insert(ino, is);
+            new.tree.files.insert(ino, Arc::new(is));
         }
         new
     }

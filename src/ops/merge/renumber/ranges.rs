@@ -1,11 +1,12 @@
 //! Ranges of subordinate numbers that two sides gave out twice.
 
-use super::find::{MOST, PEOPLE};
+use super::find::MOST;
 use super::ids::Ids;
 use super::{AccountFiles, Moves, Range};
 use crate::ops::merge::Three;
 use crate::ops::merge::accounts::{Database, numbers, ranges};
 use crate::ops::merge::keyed::shown;
+use crate::ops::merge::numbers::PEOPLE;
 use std::collections::BTreeSet;
 
 const DATABASES: [Database; 2] = [Database::Subuid, Database::Subgid];
