@@ -35,7 +35,7 @@ pub mod feature {
 const SEGMENTS: u32 = 254;
 /// Most ranges of one discard or write-zeroes request.
 pub const RANGES: u32 = 64;
-/// Most bytes of one such range: larger ones come in pieces, so that others get their turn.
+/// Most bytes of one such range, and of the data of any request: who waits for the end of a request waits a bounded time.
 pub const RANGE_MAX: u64 = 1024 * MIB;
 /// What the engine frees at once, in bytes: a subcluster.
 const GRAIN: u64 = 4096;

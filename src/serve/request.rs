@@ -129,9 +129,9 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Where `len` bytes from `sector` on are, if they are whole sectors inside the disk.
+    /// Where `len` bytes from `sector` on are, if they are whole sectors inside the disk, and not too many.
     fn place(&self, sector: u64, len: u64) -> Result<GuestOffset, Answer> {
-        let at = sector.checked_mul(SECTOR).filter(|_| len.is_multiple_of(SECTOR));
+        let at = sector.checked_mul(SECTOR).filter(|_| len.is_multiple_of(SECTOR) && len <= RANGE_MAX);
         let at = at.filter(|at| at.checked_add(len).is_some_and(|end| end <= self.export.size()));
         at.map(GuestOffset).ok_or_else(|| Status::Failed.into())
     }
@@ -185,9 +185,6 @@ impl<'a> Worker<'a> {
                 return Err(Status::Unsupported.into());
             }
             let at = self.place(range.sector, range.len)?;
-            if range.len > RANGE_MAX {
-                return Err(Status::Failed.into());
-            }
             match kind {
                 Kind::Discard => self.export.discard(at, range.len)?,
                 _ => self.export.write_zeroes(at, range.len)?,

@@ -48,7 +48,8 @@ up() { # CONTENDER CLONE
             ;;
     esac
     for _ in $(seq 500); do
-        [ -S "$socket" ] && return
+        # A moment more, for the socket has its path before it listens.
+        [ -S "$socket" ] && sleep 0.05 && return
         kill -0 "$export_pid" || { echo "the server of $1 ended" >&2; exit 1; }
         sleep 0.01
     done
