@@ -4,12 +4,12 @@ use crate::confined::{self, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::units::{GIB, MIB, index};
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
+    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetError,
 };
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -21,6 +21,8 @@ const CPU_BYTES: u64 = 64 * MIB;
 const WORDS: u64 = 4000;
 /// The file or folder as the program finds it.
 const OWN: &str = "/proc/self/fd/0";
+/// A rule of Landlock's on a path.
+const LANDLOCK_RULE_PATH_BENEATH: libc::c_int = 1;
 
 /// One run of a program on a filesystem in a file.
 #[derive(Debug)]
@@ -62,7 +64,7 @@ impl Tool<'_> {
         command.env_clear().env("PATH", path).env("LC_ALL", "C").current_dir("/");
         // Ctrl-C is for us alone.
         command.stdin(Stdio::from(self.file.try_clone().map_err(cannot)?)).process_group(0);
-        let rules = rules(self.file, self.writes).map_err(|error| cannot(io::Error::other(error)))?;
+        let rules = self.rules().map_err(cannot)?;
         let limits = Limits {
             memory: ADDRESS_SPACE,
             cpu: CPU_SECONDS + self.size / CPU_BYTES,
@@ -92,6 +94,20 @@ impl Tool<'_> {
         }
     }
 
+    /// What the program reaches.
+    fn rules(&self) -> io::Result<RulesetCreated> {
+        let own = match self.writes {
+            true => AccessFs::ReadDir | AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate,
+            false => AccessFs::ReadFile.into(),
+        };
+        let rules = of_system().map_err(io::Error::other)?;
+        if self.below.is_some() {
+            allow_own(&rules, self.file, own)?;
+            return Ok(rules);
+        }
+        rules.add_rule(PathBeneath::new(self.file.as_fd(), own)).map_err(io::Error::other)
+    }
+
     /// As [`Tool::run_with`], with nothing behind the file's name.
     ///
     /// # Errors
@@ -101,21 +117,53 @@ impl Tool<'_> {
     }
 }
 
-fn rules(file: &File, writes: bool) -> std::result::Result<RulesetCreated, RulesetError> {
+/// The files of the system, for reading, and no network.
+fn of_system() -> std::result::Result<RulesetCreated, RulesetError> {
     let read = AccessFs::from_read(ABI::V5);
-    let own = match writes {
-        true => AccessFs::ReadDir | AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate,
-        false => AccessFs::ReadFile.into(),
-    };
     let mut rules = Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V5))?
         .handle_access(AccessNet::BindTcp | AccessNet::ConnectTcp)?
-        .create()?
-        .add_rule(PathBeneath::new(file.as_fd(), own))?;
+        .create()?;
     for folder in ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/proc", "/nix", "/gnu"] {
         if let Ok(folder) = PathFd::new(folder) {
             rules = rules.add_rule(PathBeneath::new(folder, read))?;
         }
     }
     Ok(rules)
+}
+
+/// A rule as the kernel takes it: `struct landlock_path_beneath_attr`.
+#[repr(C, packed)]
+struct Beneath {
+    allowed: u64,
+    parent: i32,
+}
+
+/// Lets the program reach what is below `folder`, which this process serves itself.
+///
+/// Not by the library: that asks for the folder's facts, and a process that is killed while it waits for its own answer
+/// waits for ever. The kernel's own call asks nobody.
+fn allow_own(rules: &RulesetCreated, folder: &File, access: BitFlags<AccessFs>) -> io::Result<()> {
+    let rules: Option<OwnedFd> = rules.try_clone()?.into();
+    // Without Landlock there is nothing to be allowed.
+    let Some(rules) = rules else { return Ok(()) };
+    let add = |access: BitFlags<AccessFs>| {
+        let rule = Beneath { allowed: access.bits(), parent: folder.as_raw_fd() };
+        // SAFETY: both descriptors are open, and the rule is one of the kind that is said.
+        let code = unsafe {
+            libc::syscall(
+                libc::SYS_landlock_add_rule,
+                rules.as_raw_fd(),
+                LANDLOCK_RULE_PATH_BENEATH,
+                &raw const rule,
+                0,
+            )
+        };
+        if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    match add(access) {
+        // A kernel that does not know of cutting files keeps nobody from it.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => add(access & !AccessFs::Truncate),
+        done => done,
+    }
 }
