@@ -8,7 +8,7 @@ use common::{Shed, one_line, program};
 use std::fs;
 use std::process::{Command, Stdio};
 
-const COMMANDS: [&str; 28] = [
+const COMMANDS: [&str; 29] = [
     "import",
     "export",
     "clone",
@@ -35,6 +35,7 @@ const COMMANDS: [&str; 28] = [
     "mount",
     "umount",
     "run",
+    "serve",
     "completions",
     "man",
 ];
