@@ -299,7 +299,8 @@ fn backing_file(raw: &RawHeader, first: &[u8]) -> Result<Option<(u64, String)>> 
 /// A table lies on a cluster border, behind the header's cluster and inside the file.
 fn check_table(what: &str, at: u64, bytes: u64, geometry: Geometry, file_len: u64) -> Result<()> {
     let end = at.checked_add(bytes);
-    if bytes == 0 && geometry.is_aligned(at) {
+    // A table of no bytes lies where the largest file could have it, as QEMU has it.
+    if bytes == 0 && geometry.is_aligned(at) && i64::try_from(at).is_ok() {
         return Ok(());
     }
     if at == 0 || !geometry.is_aligned(at) || end.is_none_or(|end| end > file_len) {

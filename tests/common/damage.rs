@@ -174,6 +174,10 @@ fn header() -> Vec<Damage> {
         "header: snapshot table unaligned", "plain", |f, l| put(f, 64, 8, l.snapshots as u64 + 8);
         "header: snapshot table past the file", "plain", |f, l| put(f, 64, 8, l.beyond());
         "header: snapshot table over the header", "plain", |f, _| put(f, 64, 8, 0);
+        "header: no snapshots, and their table behind all", "plain", |f, _| {
+            put(f, 60, 4, 0);
+            put(f, 64, 8, 1 << 63);
+        };
         "header: unknown incompatible bit 5", "plain", |f, _| put(f, 72, 8, 1 << 5);
         "header: unknown incompatible bit 63", "plain", |f, _| put(f, 72, 8, 1 << 63);
         "header: external data bit without a file", "plain", |f, _| put(f, 72, 8, 4);
