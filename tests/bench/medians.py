@@ -23,6 +23,19 @@ def line(path, job, threads, contender, round_number):
     }))
 
 
+def save(runs, rows, out):
+    """Writes the report of all runs; the number of rounds."""
+    report = {
+        "rounds": max(run["round"] for run in runs), "processors": os.cpu_count(),
+        "kernel": os.uname().release, "medians": rows, "runs": runs,
+    }
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    with open(out, "w") as file:
+        json.dump(report, file, indent=1)
+        file.write("\n")
+    return report["rounds"]
+
+
 def table(path, out):
     with open(path) as file:
         runs = [json.loads(row) for row in file]
@@ -41,14 +54,7 @@ def table(path, out):
             key = count + "_iops"
             row[count + "_ratio"] = round(row["cowshed"][key] / row["qemu"][key], 2)
         rows.append(row)
-    report = {
-        "rounds": max(run["round"] for run in runs), "processors": os.cpu_count(),
-        "kernel": os.uname().release, "medians": rows, "runs": runs,
-    }
-    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
-    with open(out, "w") as file:
-        json.dump(report, file, indent=1)
-        file.write("\n")
+    rounds = save(runs, rows, out)
     print("| job | cowshed, 1 thread | 4 threads | 4 / 1 | qemu, 1 thread | 4 threads | 4 / 1 | ratio, 1 | ratio, 4 |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for row in rows:
@@ -58,7 +64,7 @@ def table(path, out):
             cells += [f"{values['one_thread_iops']:,.0f}", f"{values['four_threads_iops']:,.0f}", values["scaling"]]
         cells += [row["one_thread_ratio"], row["four_threads_ratio"]]
         print("| " + " | ".join(str(cell) for cell in cells) + " |")
-    print(f"medians of {report['rounds']} rounds, IOPS; all runs in {out}")
+    print(f"medians of {rounds} rounds, IOPS; all runs in {out}")
 
 
 if __name__ == "__main__":

@@ -69,19 +69,7 @@ edit clone "$((FOLDERS / 2))"
 "$COWSHED" import --update os "$WORK/base.raw" >/dev/null
 "$COWSHED" clone os@1 web >/dev/null
 "$COWSHED" mount "$WORK/view" >/dev/null
-python3 - "$WORK/old.raw" "$WORK/clone.raw" "$WORK/view/clones/web.raw" <<'PY'
-import sys
-with open(sys.argv[1], "rb") as old, open(sys.argv[2], "rb") as new, open(sys.argv[3], "r+b") as disk:
-    at = 0
-    while after := new.read(1 << 20):
-        before = old.read(1 << 20)
-        if before != after:
-            for piece in range(0, len(after), 4096):
-                if before[piece:piece + 4096] != after[piece:piece + 4096]:
-                    disk.seek(at + piece)
-                    disk.write(after[piece:piece + 4096])
-        at += len(after)
-PY
+python3 "$HERE/become.py" "$WORK/old.raw" "$WORK/clone.raw" "$WORK/view/clones/web.raw"
 "$COWSHED" umount "$WORK/view" >/dev/null
 rm "$WORK"/*.raw
 

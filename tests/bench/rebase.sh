@@ -45,19 +45,7 @@ median() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
 "$COWSHED" clone deb@1 web >/dev/null
 mkdir "$WORK/view"
 "$COWSHED" mount "$WORK/view" >/dev/null
-python3 - "$CASE/old.raw" "$CASE/clone.raw" "$WORK/view/clones/web.raw" <<'PY'
-import sys
-with open(sys.argv[1], "rb") as old, open(sys.argv[2], "rb") as new, open(sys.argv[3], "r+b") as disk:
-    at = 0
-    while after := new.read(1 << 20):
-        before = old.read(1 << 20)
-        if before != after:
-            for piece in range(0, len(after), 4096):
-                if before[piece:piece + 4096] != after[piece:piece + 4096]:
-                    disk.seek(at + piece)
-                    disk.write(after[piece:piece + 4096])
-        at += len(after)
-PY
+python3 "$HERE/become.py" "$CASE/old.raw" "$CASE/clone.raw" "$WORK/view/clones/web.raw"
 "$COWSHED" umount "$WORK/view" >/dev/null
 "$COWSHED" check web >/dev/null
 rmdir "$WORK/view"

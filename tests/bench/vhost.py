@@ -8,6 +8,8 @@ import os
 import statistics
 import sys
 
+from medians import save
+
 
 def line(result, job, queues, depth, contender, round_number):
     print(json.dumps({
@@ -29,20 +31,13 @@ def table(path, out):
         row["to_qemu"] = round(row["cowshed"] / max(row["qemu"], 1), 2)
         row["to_view"] = round(row["cowshed"] / max(row["view"], 1), 2)
         rows.append(row)
-    report = {
-        "rounds": max(run["round"] for run in runs), "processors": os.cpu_count(),
-        "kernel": os.uname().release, "medians": rows, "runs": runs,
-    }
-    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
-    with open(out, "w") as file:
-        json.dump(report, file, indent=1)
-        file.write("\n")
+    rounds = save(runs, rows, out)
     print("| job | queues x depth | cowshed | qemu, chain | qemu, view | to chain | to view |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for row in rows:
         print(f"| {row['job']} | {row['queues']} x {row['depth']} | {row['cowshed']:,.0f} | {row['qemu']:,.0f} | "
               f"{row['view']:,.0f} | {row['to_qemu']} | {row['to_view']} |")
-    print(f"medians of {report['rounds']} rounds, IOPS; all runs in {out}")
+    print(f"medians of {rounds} rounds, IOPS; all runs in {out}")
 
 
 if __name__ == "__main__":
