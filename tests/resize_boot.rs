@@ -1,40 +1,25 @@
 //! A real system boots after each change of its disk's size, and finds its files.
-//!
-//! The image is built by `tests/tools/guest-image.sh`; `COWSHED_GUEST` names its folder if it is not in the default cache.
 #![allow(clippy::unwrap_used)]
 
 #[path = "common/cli.rs"]
 mod common;
+#[path = "common/guest.rs"]
+mod system;
 
 use common::Shed;
 use common::store::{must, qemu_check};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
+use system::{append, guest};
 
 /// What the guest does: it looks at all files of its packages, and writes down how large its root is.
 const JOB: &str = "dpkg --verify >/root/changed 2>&1; findmnt -nbo SIZE / >/root/size; \
                    dd if=/dev/urandom of=/root/noise bs=1M count=20 status=none; sha256sum /root/noise >/root/sum";
 
-fn guest() -> PathBuf {
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"), PathBuf::from);
-    let folder = std::env::var_os("COWSHED_GUEST").map_or_else(|| cache.join("cowshed/guest"), PathBuf::from);
-    let missing = format!("there is no guest image in {}: run tests/tools/guest-image.sh", folder.display());
-    assert!(folder.join("disk.raw").exists(), "{missing}");
-    folder
-}
-
-fn base64(shed: &Shed, text: &str) -> String {
-    let file = shed.path("job");
-    fs::write(&file, text).unwrap();
-    must("base64", &["-w0", file.to_str().unwrap()])
-}
-
 /// Boots the clone until it powers off.
 fn boot(shed: &Shed, folder: &Path) {
-    let append = fs::read_to_string(folder.join("cmdline")).unwrap();
-    let append = format!("{} cowshed.run={}", append.trim(), base64(shed, JOB));
+    let append = append(folder, JOB);
     let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
     let log = format!("file:{}", shed.path("serial").display());
     let (kernel, initrd) = (file("vmlinux"), file("initrd.img"));

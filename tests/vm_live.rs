@@ -1,20 +1,19 @@
 //! What a running guest gives up goes back to the host at once: host blocks are measured, not what the guest says.
-//!
-//! The image is built by `tests/tools/guest-image.sh`; `COWSHED_GUEST` names its folder if it is not in the default cache.
 #![allow(clippy::unwrap_used)]
 
 #[path = "common/cli.rs"]
 mod common;
+#[path = "common/guest.rs"]
+mod system;
 
 use common::Shed;
 use common::store::{file_digest, must, qemu_check};
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use system::{append, guest};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -36,25 +35,6 @@ dd if=/dev/zero of=/dev/vda14 bs=64k count=8 oflag=direct status=none; mark zero
 blkdiscard -f /dev/vda14; mark blkdiscard
 ";
 
-fn guest() -> PathBuf {
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"), PathBuf::from);
-    let folder = std::env::var_os("COWSHED_GUEST").map_or_else(|| cache.join("cowshed/guest"), PathBuf::from);
-    assert!(
-        folder.join("disk.raw").exists(),
-        "there is no guest image in {}: run tests/tools/guest-image.sh",
-        folder.display()
-    );
-    folder
-}
-
-fn base64(text: &str) -> String {
-    let mut encoder =
-        Command::new("base64").arg("-w0").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    encoder.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    String::from_utf8(encoder.wait_with_output().unwrap().stdout).unwrap()
-}
-
 #[test]
 fn what_a_guest_discards_is_the_hosts_again_while_it_runs() {
     let guest = guest();
@@ -63,8 +43,7 @@ fn what_a_guest_discards_is_the_hosts_again_while_it_runs() {
     let base = file_digest(&shed.base_disk());
     shed.ok(&["clone", "deb", "web"]);
     let console = shed.path("console");
-    let append =
-        format!("{} cowshed.run={}", fs::read_to_string(guest.join("cmdline")).unwrap().trim(), base64(JOB));
+    let append = append(&guest, JOB);
     let [kernel, initrd] =
         ["vmlinux", "initrd.img"].map(|name| guest.join(name).to_str().unwrap().to_owned());
     let arguments =

@@ -1,9 +1,10 @@
 //! Real machines under QEMU, on plain copies of the guest image.
-//!
-//! The image is built by `tests/tools/guest-image.sh`; `COWSHED_GUEST` names its folder if it is
-//! not in the default cache.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/guest.rs"]
+mod common;
+
+use common::{append, guest};
 use std::fs;
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
@@ -34,17 +35,8 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
-        let cache = std::env::var_os("XDG_CACHE_HOME")
-            .map_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"), PathBuf::from);
-        let folder =
-            std::env::var_os("COWSHED_GUEST").map_or_else(|| cache.join("cowshed/guest"), PathBuf::from);
-        assert!(
-            folder.join("disk.raw").exists(),
-            "there is no guest image in {}: run tests/tools/guest-image.sh",
-            folder.display()
-        );
         Self {
-            folder,
+            folder: guest(),
             work: tempfile::tempdir().unwrap(),
             _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner),
         }
@@ -64,10 +56,8 @@ impl Guest {
     }
 
     fn config(&self, job: Option<&str>) -> VmConfig {
-        let mut append = fs::read_to_string(self.folder.join("cmdline")).unwrap();
-        if let Some(job) = job {
-            append = format!("{} cowshed.run={}", append.trim(), base64(job));
-        }
+        let own = || fs::read_to_string(self.folder.join("cmdline")).unwrap();
+        let append = job.map_or_else(own, |job| append(&self.folder, job));
         VmConfig {
             memory_mib: 512,
             kernel: Some(self.folder.join("vmlinux")),
@@ -102,14 +92,6 @@ fn succeed(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {output:?}");
     output
-}
-
-fn base64(text: &str) -> String {
-    let mut encoder = Command::new("base64");
-    encoder.arg("-w0");
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), text).unwrap();
-    String::from_utf8(succeed(encoder.arg(file.path())).stdout).unwrap()
 }
 
 /// The filesystem must have been left clean: e2fsck -n does not replay a journal, so a guest that

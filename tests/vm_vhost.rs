@@ -1,22 +1,22 @@
 //! A real guest on served disks: its root and a hot-plugged one, whose servers are killed while it works.
-//!
-//! The image is built by `tests/tools/guest-image.sh`; `COWSHED_GUEST` names its folder if it is not in the default cache.
 #![allow(clippy::unwrap_used)]
 
 #[path = "common/cli.rs"]
 mod common;
+#[path = "common/guest.rs"]
+mod system;
 
 use common::store::{file_digest, must, qemu_check};
 use common::{Shed, until};
 use cowshed::vm::qmp::Qmp;
 use serde_json::json;
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use system::{append, guest};
 
 /// No step of the guest takes longer, even on a busy host.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -43,25 +43,6 @@ echo "sum $(dd if=/dev/vdb bs=1M iflag=direct status=none | sha256sum | cut -c 1
 rm /srv/pattern /srv/copy*; fstrim /
 mark end
 "#;
-
-fn guest() -> PathBuf {
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"), PathBuf::from);
-    let folder = std::env::var_os("COWSHED_GUEST").map_or_else(|| cache.join("cowshed/guest"), PathBuf::from);
-    assert!(
-        folder.join("disk.raw").exists(),
-        "there is no guest image in {}: run tests/tools/guest-image.sh",
-        folder.display()
-    );
-    folder
-}
-
-fn base64(text: &str) -> String {
-    let mut encoder =
-        Command::new("base64").arg("-w0").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    encoder.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    String::from_utf8(encoder.wait_with_output().unwrap().stdout).unwrap()
-}
 
 /// A process that is killed when the test ends.
 struct Process(Child);
@@ -93,8 +74,7 @@ fn serve(shed: &Shed, clone: &str) -> Process {
 /// QEMU with the clone `web` as its root, and a chardev for `data`.
 fn machine(shed: &Shed) -> Process {
     let guest = guest();
-    let append =
-        format!("{} cowshed.run={}", fs::read_to_string(guest.join("cmdline")).unwrap().trim(), base64(JOB));
+    let append = append(&guest, JOB);
     let chardev =
         |clone: &str| format!("socket,id={clone},path={},reconnect-ms=200", socket(shed, clone).display());
     let child = Command::new("qemu-system-x86_64")
