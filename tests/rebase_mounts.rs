@@ -322,7 +322,7 @@ fn without_a_table_each_filesystem_is_its_own_and_a_lone_one_is_the_root() {
         .iter()
         .map(|conflict| conflict["path"].as_str().unwrap())
         .collect();
-    assert_eq!(paths, ["/etc/made", "/ann/notes"], "{plan}");
+    assert_eq!(paths, ["/ann/notes", "/etc/made"], "{plan}");
 }
 
 #[test]

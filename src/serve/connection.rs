@@ -2,11 +2,12 @@
 
 use super::export::Export;
 use super::session::{Handler, Session};
-use crate::sync::thread::{self, JoinHandle};
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+// Not those of `crate::sync`: no model plays front ends.
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use vhost::vhost_user::{BackendReqHandler, Error};
 

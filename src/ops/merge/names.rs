@@ -284,7 +284,7 @@ impl Merge<'_> {
         if parts.is_empty() {
             return self.path(at);
         }
-        let mut path = Vec::new();
+        let mut path = self.input.trees.base.above.clone();
         for part in parts.into_iter().rev() {
             path.push(b'/');
             path.extend_from_slice(part);
