@@ -36,9 +36,10 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
+# Many tests wait for disks and guests: more of them at once than there are processors.
 test: setup guest merge-case lint
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-		set -x; $(CARGO) nextest run --workspace --locked --no-fail-fast; \
+		set -x; $(CARGO) nextest run --workspace --locked --no-fail-fast --test-threads "$$(($$(nproc) * 3 / 2))"; \
 	else \
 		set -x; $(CARGO) test --workspace --locked --no-fail-fast --all-targets; \
 	fi
