@@ -20,7 +20,6 @@ use cowshed::units::{GuestOffset, HostOffset};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -606,22 +605,8 @@ fn a_killed_or_interrupted_resize_leaves_the_clone_as_before_or_as_after() {
     case.shed.ok(&["undo", "web"]);
     let (mut untouched, mut done, mut stopped) = (0, 0, 0);
     for round in 0..16 {
-        let mut child = case.shed.command(&["resize", "web", "200M"]);
-        let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_micros(rng.below(lasts)));
-        if round % 4 == 3 {
-            let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-            let code = child.wait().unwrap().code();
-            // None: it came before it was waited for.
-            assert!(matches!(code, Some(130 | 0) | None), "{code:?}");
-            stopped += u32::from(code == Some(130));
-        } else {
-            child.kill().unwrap();
-            let killed = child.wait().unwrap().signal() == Some(libc::SIGKILL);
-            let begun = fs::read_dir(case.shed.root().join("tmp")).unwrap().count() > 0;
-            stopped += u32::from(killed && begun);
-        }
+        let after = Duration::from_micros(rng.below(lasts));
+        stopped += u32::from(case.shed.cut_short(&["resize", "web", "200M"], after, round % 4 == 3));
         if case.digest() == before {
             untouched += 1;
         } else {
@@ -794,13 +779,9 @@ fn a_killed_resize_without_undo_leaves_the_clone_as_before_or_as_after() {
     let (mut untouched, mut done, mut stopped) = (0, 0, 0);
     for _ in 0..10 {
         copy(&kept, &folder);
-        let mut child = case.shed.command(&["resize", "web", "200M", "--no-undo"]);
-        let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // Most of it is the work of other programs, as with undo: what is new comes late.
-        std::thread::sleep(Duration::from_micros(lasts / 2 + rng.below(lasts / 2)));
-        child.kill().unwrap();
-        let killed = child.wait().unwrap().signal() == Some(libc::SIGKILL);
-        stopped += u32::from(killed && fs::read_dir(case.shed.root().join("tmp")).unwrap().count() > 0);
+        let after = Duration::from_micros(lasts / 2 + rng.below(lasts / 2));
+        stopped += u32::from(case.shed.cut_short(&["resize", "web", "200M", "--no-undo"], after, false));
         case.has_checkpoints(0);
         if case.digest() == before {
             untouched += 1;

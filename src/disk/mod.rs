@@ -12,7 +12,7 @@ use crate::units::{GuestOffset, HostOffset, MIB, length};
 use std::ops::Range;
 
 pub use raw::RawLayer;
-pub use walk::Walk;
+pub use walk::{Runs, Walk};
 
 /// Bytes of the L1 tables of all layers together; one of the largest size alone is allowed.
 const MOST_L1: u64 = 32 * MIB;
@@ -309,15 +309,12 @@ impl Disk {
     /// As [`Disk::extent`].
     pub fn stored_by_layer(&self) -> Result<Vec<u64>> {
         let mut bytes = vec![0; self.layers.len()];
-        let (mut at, mut walk) = (0, Walk::new(self));
-        while at < self.size() {
-            let extent = walk.extent(GuestOffset(at))?;
-            let len = extent.len.clamp(1, self.size() - at);
+        for run in self.runs(0..self.size()) {
+            let (range, extent) = run?;
             if let Some(stored) = extent.depth.filter(|_| extent.data).and_then(|depth| bytes.get_mut(depth))
             {
-                *stored += len;
+                *stored += range.end - range.start;
             }
-            at += len;
         }
         Ok(bytes)
     }

@@ -50,6 +50,37 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// The runs of a range of a disk.
+#[derive(Debug)]
+pub struct Runs<'a> {
+    walk: Walk<'a>,
+    at: u64,
+    end: u64,
+}
+
+impl Disk {
+    /// The runs of `range`, which must lie inside the disk, one after the other and cut to it; a failure ends them. As with a
+    /// [`Walk`], what is written meanwhile must lie in runs that have come.
+    pub fn runs(&self, range: Range<u64>) -> Runs<'_> {
+        Runs { walk: Walk::new(self), at: range.start, end: range.end }
+    }
+}
+
+impl Iterator for Runs<'_> {
+    /// Where a run lies, and what is there.
+    type Item = Result<(Range<u64>, DiskExtent)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let from = self.at;
+        if from >= self.end {
+            return None;
+        }
+        let extent = self.walk.extent(GuestOffset(from));
+        self.at = extent.as_ref().map_or(self.end, |extent| from + extent.len.clamp(1, self.end - from));
+        Some(extent.map(|extent| (from..self.at, extent)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -93,5 +124,15 @@ mod tests {
             (at, runs) = (at + said.len, runs + 1);
         }
         assert!(runs > 60, "{runs}");
+        let (from, to) = (MIB + 1, 5 * MIB + 7);
+        let mut at = from;
+        for run in disk.runs(from..to) {
+            let (range, said) = run.unwrap();
+            assert_eq!((range.start, said), (at, disk.extent(GuestOffset(at)).unwrap()));
+            assert_eq!(range.end, (at + said.len).min(to));
+            at = range.end;
+        }
+        assert_eq!(at, to);
+        assert!(disk.runs(disk.size()..disk.size() + 1).all(|run| run.is_err()));
     }
 }

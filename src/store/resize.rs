@@ -179,14 +179,11 @@ impl Replacement {
 
 /// Drops what the top layer itself has stored from byte `from` on.
 fn discard_own(disk: &Disk, from: u64) -> Result<()> {
-    let mut at = from;
-    while at < disk.size() {
-        let extent = disk.extent(GuestOffset(at))?;
-        let len = extent.len.clamp(1, disk.size() - at);
+    for run in disk.runs(from..disk.size()) {
+        let (range, extent) = run?;
         if extent.depth == Some(0) && extent.data {
-            disk.discard(GuestOffset(at), len)?;
+            disk.discard(GuestOffset(range.start), range.end - range.start)?;
         }
-        at += len;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ pub mod store;
 
 use serde_json::Value;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -87,6 +88,25 @@ impl Shed {
     pub fn json(&self, arguments: &[&str]) -> Value {
         let text = self.ok(&[arguments, &["--json"]].concat());
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}\n{text}"))
+    }
+
+    /// Starts a command, and after a while stops it as Ctrl-C does (`gently`), or kills it; whether that came while it was at
+    /// work, with something staged.
+    pub fn cut_short(&self, arguments: &[&str], after: Duration, gently: bool) -> bool {
+        let mut command = self.command(arguments);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(after);
+        if gently {
+            let process = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+            nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGINT).unwrap();
+            let code = child.wait().unwrap().code();
+            // None: it came before it was waited for.
+            assert!(matches!(code, Some(130 | 0) | None), "{code:?}");
+            return code == Some(130);
+        }
+        child.kill().unwrap();
+        let killed = child.wait().unwrap().signal() == Some(libc::SIGKILL);
+        killed && fs::read_dir(self.root().join("tmp")).unwrap().count() > 0
     }
 
     /// Starts a view in the background.

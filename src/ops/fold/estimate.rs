@@ -3,7 +3,7 @@
 use crate::disk::{Disk, Layer};
 use crate::error::Result;
 use crate::store::{Name, Store, refuse_more};
-use crate::units::{GuestOffset, KIB, MIB};
+use crate::units::{KIB, MIB};
 use serde::Serialize;
 use std::ops::Range;
 
@@ -44,23 +44,20 @@ pub(in crate::ops) fn cost(disk: &Disk, count: usize, range: Range<u64>) -> Resu
         Some(Layer::Qcow2(image)) => image.header().geometry.subcluster_size(),
         _ => BLOCK,
     };
-    let Range { start: mut at, end } = range;
     // What is behind these is not counted yet: units of bytes, and pieces of tables.
     let (mut bytes, mut stored, mut pieces, mut mapped) = (0, 0, 0, 0);
-    while at < end {
-        let extent = disk.extent(GuestOffset(at))?;
-        let to = at + extent.len.clamp(1, end - at);
+    for run in disk.runs(range) {
+        let (Range { start, end }, extent) = run?;
         // What is behind the end of a layer is zeros, which may have to hide something.
         if extent.depth.is_none_or(|depth| depth < count) {
-            pieces += to.div_ceil(SLICE) - mapped.max(at / SLICE);
-            mapped = to.div_ceil(SLICE);
+            pieces += end.div_ceil(SLICE) - mapped.max(start / SLICE);
+            mapped = end.div_ceil(SLICE);
             if extent.data {
-                let up_to = to.next_multiple_of(unit);
-                bytes += up_to - stored.max(at / unit * unit);
+                let up_to = end.next_multiple_of(unit);
+                bytes += up_to - stored.max(start / unit * unit);
                 stored = up_to;
             }
         }
-        at = to;
     }
     Ok(EMPTY + bytes + (pieces + bytes / COUNTED) * BLOCK)
 }

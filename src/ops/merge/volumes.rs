@@ -3,7 +3,7 @@
 use super::same::is_same;
 use super::tree::{Contents, Tree};
 use super::{Three, Version, read};
-use crate::disk::{Disk, DiskExtent, Walk};
+use crate::disk::{Disk, DiskExtent};
 use crate::error::{Error, Result};
 use crate::guestfs::Window;
 use crate::guestfs::ext4::{Ext4, Ino, Replayed};
@@ -13,7 +13,7 @@ use crate::store::OpenDisk;
 use crate::units::{GuestOffset, MIB, index};
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::{Arc, OnceLock};
 
 /// Longest file that a merge looks into, in bytes.
@@ -169,14 +169,12 @@ impl<'a> Volume<'a> {
     }
 
     fn find_runs(&self) -> Result<Vec<Run>> {
-        let (mut runs, mut at): (Vec<Run>, u64) = (Vec::new(), self.start);
-        let mut walk = Walk::new(&self.disk);
-        while at < self.end {
-            let DiskExtent { len, data, depth, .. } = walk.extent(GuestOffset(at))?;
-            at += len.clamp(1, self.end - at);
+        let mut runs: Vec<Run> = Vec::new();
+        for run in self.disk.runs(self.start..self.end) {
+            let (Range { end, .. }, DiskExtent { data, depth, .. }) = run?;
             match runs.last_mut() {
-                Some(last) if (last.data, last.depth) == (data, depth) => last.end = at,
-                _ => runs.push(Run { end: at, data, depth }),
+                Some(last) if (last.data, last.depth) == (data, depth) => last.end = end,
+                _ => runs.push(Run { end, data, depth }),
             }
         }
         Ok(runs)

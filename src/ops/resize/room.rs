@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::guestfs::free::{Free, survey};
 use crate::ops::fold::cost;
 use crate::store::{Name, Store};
-use crate::units::{GuestOffset, MIB};
+use crate::units::MIB;
 use std::ops::Range;
 
 /// What the programs that change a filesystem write besides what they move.
@@ -37,18 +37,15 @@ fn in_use(disk: &Disk, range: Range<u64>) -> Result<u64> {
             free.extend(ranges);
         }
     }
-    let Range { start: mut at, end } = range;
     let mut bytes = 0;
-    while at < end {
-        let extent = disk.extent(GuestOffset(at))?;
-        let to = at + extent.len.clamp(1, end - at);
+    for run in disk.runs(range) {
+        let (Range { start, end }, extent) = run?;
         if extent.data {
-            let first = free.partition_point(|free| free.end <= at);
-            let within = free[first..].iter().take_while(|free| free.start < to);
-            let of_it: u64 = within.map(|free| free.end.min(to) - free.start.max(at)).sum();
-            bytes += to - at - of_it;
+            let first = free.partition_point(|free| free.end <= start);
+            let within = free[first..].iter().take_while(|free| free.start < end);
+            let of_it: u64 = within.map(|free| free.end.min(end) - free.start.max(start)).sum();
+            bytes += end - start - of_it;
         }
-        at = to;
     }
     Ok(bytes)
 }
