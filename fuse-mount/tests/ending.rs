@@ -8,6 +8,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use common::memory::{Memory, Op};
 use common::{Server, TestView, code};
@@ -52,6 +54,19 @@ fn a_mount_in_use_is_not_unmounted_and_goes_on() {
     file.write_all_at(b"x", 0).unwrap();
     drop(file);
     view.mount.as_ref().unwrap().unmount().unwrap();
+}
+
+#[test]
+fn unmount_waits_for_those_who_are_just_leaving() {
+    let view = TestView::new();
+    view.memory.add("clones/a.raw", 4096);
+    let file = view.writable("clones/a.raw");
+    let leaving = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(100));
+        drop(file);
+    });
+    fuse_mount::unmount(view.dir()).unwrap();
+    leaving.join().unwrap();
 }
 
 #[test]
