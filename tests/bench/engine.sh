@@ -1,0 +1,43 @@
+#!/bin/bash
+# One disk image read and written inside one process, without a mount: our engine alone, as the store opens it (locks, and
+# the log that outlives a kill), imago, qcow2-rs, `qemu-img bench`, and the raw file that is the limit.
+#
+#   engine.sh [-r ROUNDS] [-t SECONDS] [-o OUT.json]
+#
+# The load is target/release/examples/engine (`cargo build --release --example engine`). Each round runs every job with
+# every engine that can do it, in another order each time, from the page cache. Prints tables of medians; OUT.json has
+# them and every single run.
+. "$(dirname "$0")/lib.sh"
+need qemu-img qemu-io python3 chattr
+LOAD=${LOAD:-$(dirname "$COWSHED")/examples/engine}
+[ -x "$LOAD" ] || { echo "no $LOAD; build it with \`cargo build --release --example engine\`" >&2; exit 1; }
+
+rounds=3 seconds=1 out=
+while getopts r:t:o: option; do
+    case $option in r) rounds=$OPTARG ;; t) seconds=$OPTARG ;; o) out=$OPTARG ;; *) exit 2 ;; esac
+done
+work_folder
+
+python3 - "$work/noise.raw" <<'P'
+import random, sys
+random.seed(1)
+with open(sys.argv[1], "wb") as disk:
+    for _ in range(512):
+        disk.write(random.randbytes(1 << 20))
+P
+truncate -s 4G "$work/empty.raw"
+cp "$work/noise.raw" "$work/limit.raw"
+qemu-img convert -O qcow2 "$work/noise.raw" "$work/alone.qcow2"
+qemu-img create -q -f qcow2 -F qcow2 -b alone.qcow2 "$work/over.qcow2"
+for base in noise empty; do
+    "$COWSHED" import "$work/$base.raw" --name "$base" --format raw >/dev/null
+    rm "$work/$base.raw"
+done
+"$COWSHED" clone noise own-wide fresh-wide >/dev/null
+"$COWSHED" clone --compat noise own-plain fresh-plain >/dev/null
+for clone in own-wide own-plain; do
+    qemu-io -f qcow2 -t writeback -c "write -P 7 0 512M" "$("$COWSHED" path "$clone")" >/dev/null
+done
+export COWSHED LOAD
+python3 "$here/engine.py" "$work" "$rounds" "$seconds" "${out:-$root/target/bench-engine.json}"
+for clone in own-wide own-plain; do qemu-img check -q "$("$COWSHED" path "$clone")"; done

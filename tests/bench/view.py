@@ -1,0 +1,197 @@
+"""Runs view.sh's jobs with every contender, and prints the medians.
+
+    view.py FOLDER ROUNDS SECONDS PART-OF-JOBS-NAMES OUT.json
+"""
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+from medians import save
+
+THREADS = "2"
+# Clone, fio's arguments, whether the page cache is empty at the start. "new" is a clone that nothing was written to.
+DIRECT, BUFFERED, DEEP = "--direct=1 --ioengine=psync", "--direct=0 --ioengine=psync", "--direct=1 --ioengine=io_uring --iodepth=32"
+GIB = "--size=1g"
+TOUCH = "--rw=randwrite --blockalign=64k --offset=1g --size=2g"
+JOBS = {
+    "read 4k": ("fresh", f"{DIRECT} {GIB} --rw=randread --bs=4k", False),
+    "read 4k, 2 jobs": ("fresh", f"{DIRECT} {GIB} --rw=randread --bs=4k --numjobs=2", False),
+    "read 4k, 32 deep": ("fresh", f"{DEEP} {GIB} --rw=randread --bs=4k", False),
+    "read 4k, 32 deep, 2 jobs": ("fresh", f"{DEEP} {GIB} --rw=randread --bs=4k --numjobs=2", False),
+    "read 4k, 32 deep, cold": ("fresh", f"{DEEP} {GIB} --rw=randread --bs=4k", True),
+    "read 4k, 32 deep, quarter own": ("part", f"{DEEP} {GIB} --rw=randread --bs=4k", False),
+    "read 4k, 32 deep, all own": ("own", f"{DEEP} {GIB} --rw=randread --bs=4k", False),
+    "read 4k, 32 deep, chain of 16": ("chain", f"{DEEP} {GIB} --rw=randread --bs=4k", False),
+    "read 64k, 32 deep": ("fresh", f"{DEEP} {GIB} --rw=randread --bs=64k", False),
+    "read 1M in order": ("fresh", f"{DIRECT} {GIB} --rw=read --bs=1m", False),
+    "read 1M in order, buffered": ("fresh", f"{BUFFERED} {GIB} --rw=read --bs=1m", False),
+    "write 4k": ("own", f"{DIRECT} {GIB} --rw=randwrite --bs=4k", False),
+    "write 4k, 32 deep": ("own", f"{DEEP} {GIB} --rw=randwrite --bs=4k", False),
+    "write 4k, 32 deep, 2 jobs": ("own", f"{DEEP} {GIB} --rw=randwrite --bs=4k --numjobs=2", False),
+    "write 1M in order": ("own", f"{DIRECT} {GIB} --rw=write --bs=1m", False),
+    "write 4k and fdatasync": ("own", f"{DIRECT} {GIB} --rw=randwrite --bs=4k --fdatasync=1", False),
+    "first write 4k, 32 deep": ("new", f"{DEEP} {TOUCH} --bs=4k", False),
+    "first write 4k, buffered": ("new", f"{BUFFERED} {TOUCH} --bs=4k", False),
+    "first write 64k, 32 deep": ("new", f"{DEEP} {TOUCH} --bs=64k", False),
+}
+CONTENDERS = ("raw", "bare", "cowshed", "qemu")
+# The aims: this many times as much as that contender.
+AIMS = {
+    "read 4k": {"qemu": 1.2, "bare": 0.9}, "read 4k, 32 deep": {"qemu": 1.8, "bare": 0.9},
+    "read 4k, 32 deep, cold": {"qemu": 1.6}, "read 1M in order": {"qemu": 2.5, "raw": 0.85},
+    "write 1M in order": {"qemu": 1.5, "raw": 0.85}, "first write 4k, 32 deep": {"qemu": 4},
+    "first write 4k, buffered": {"qemu": 1.5}, "write 4k": {"qemu": 2.5, "bare": 0.9},
+    "write 4k, 32 deep": {"qemu": 2.5, "bare": 0.9}, "write 4k and fdatasync": {"qemu": 1.3},
+}
+
+
+def cowshed(*words):
+    return subprocess.run([os.environ["COWSHED"], *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def until(what, holds):
+    for _ in range(1000):
+        if holds():
+            return
+        time.sleep(0.01)
+    sys.exit(f"{what} does not come up")
+
+
+class Server:
+    """One contender while it serves; `target` is the disk as a file."""
+
+    def __init__(self, folder, contender, clone):
+        self.process = self.mount = None
+        raw = os.path.join(folder, "limit.raw")
+        if contender in ("raw", "bare") and clone == "new":
+            raw = os.path.join(folder, "new.raw")
+            with open(raw, "wb") as new:
+                new.truncate(4 << 30)
+        getattr(self, f"by_{contender}")(folder, raw, clone)
+
+    def by_raw(self, _folder, raw, _clone):
+        self.target = raw
+
+    def by_bare(self, folder, raw, _clone):
+        self.mount = os.path.join(folder, "bare")
+        self.target = os.path.join(self.mount, "disk.raw")
+        self.start(os.environ["BARE"], raw, self.mount, THREADS)
+        until("the bare server", lambda: os.path.ismount(self.mount))
+
+    def by_cowshed(self, folder, _raw, clone):
+        self.mount = os.path.join(folder, "view")
+        self.target = os.path.join(self.mount, "clones", f"{clone}.raw")
+        self.start(os.environ["COWSHED"], "mount", "--foreground", "--threads", THREADS, self.mount)
+        until("the view", lambda: os.path.exists(self.target))
+
+    def by_qemu(self, folder, _raw, clone):
+        self.target = os.path.join(folder, "export.raw")
+        open(self.target, "wb").close()
+        image = cowshed("path", clone)
+        self.start(
+            "qemu-storage-daemon", "--blockdev",
+            f"driver=qcow2,node-name=top,discard=unmap,file.driver=file,file.filename={image},file.aio=threads,file.discard=unmap",
+            "--export", f"type=fuse,id=e,node-name=top,mountpoint={self.target},writable=on,allow-other=off")
+        own = os.stat(folder).st_dev
+        until("qemu's export", lambda: os.stat(self.target).st_dev != own)
+
+    def start(self, *words):
+        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+
+    def processor_seconds(self):
+        if not self.process:
+            return 0
+        with open(f"/proc/{self.process.pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def peak_mib(self):
+        if not self.process:
+            return 0
+        with open(f"/proc/{self.process.pid}/status") as file:
+            return next(int(line.split()[1]) // 1024 for line in file if line.startswith("VmHWM"))
+
+    def stop(self):
+        if self.mount:
+            subprocess.run(["umount", self.mount], check=True)
+        elif self.process:
+            self.process.send_signal(signal.SIGTERM)
+        if self.process and self.process.wait(60):
+            sys.exit(f"{self.process.args[0]} failed")
+
+
+def run(folder, name, contender, seconds, number):
+    clone, arguments, cold = JOBS[name]
+    if clone == "new":
+        cowshed("clone", "base", "new")
+    if cold:
+        subprocess.run(["sync"], check=True)
+        with open("/proc/sys/vm/drop_caches", "w") as file:
+            file.write("1")
+    server = Server(folder, contender, clone)
+    used = server.processor_seconds()
+    fio = subprocess.run(
+        ["fio", "--name=job", f"--filename={server.target}", "--thread", "--group_reporting", "--output-format=json",
+         f"--randseed={number}", *([] if clone == "new" else ["--time_based", f"--runtime={seconds}"]), *arguments.split()],
+        check=True, capture_output=True, text=True).stdout
+    result = json.loads(fio[fio.index("{"):])["jobs"][0]
+    used, peak = server.processor_seconds() - used, server.peak_mib()
+    server.stop()
+    if result["error"]:
+        sys.exit(f"fio failed in {name} on {contender}: error {result['error']}")
+    if clone == "new":
+        subprocess.run(["qemu-img", "check", "-q", cowshed("path", "new")], check=True)
+        cowshed("rm", "new")
+    side = result["read"] if result["read"]["total_ios"] else result["write"]
+    cpu = (result["usr_cpu"] + result["sys_cpu"]) / 100 * result["job_runtime"] / 1000
+    return {
+        "job": name, "contender": contender, "round": number, "iops": round(side["iops"]),
+        "cpu_us": round((used + cpu) * 1e6 / side["total_ios"], 2), "mean_us": round(side["clat_ns"]["mean"] / 1000, 1),
+        "peak_mib": peak, "load": os.getloadavg()[0],
+    }
+
+
+def table(runs, out):
+    found = {}
+    for one in runs:
+        found.setdefault(one["job"], {}).setdefault(one["contender"], []).append(one)
+    rows = [{"job": job, **{who: {key: statistics.median(one[key] for one in many) for key in ("iops", "cpu_us", "peak_mib")}
+                            for who, many in by.items()}} for job, by in found.items()]
+    rounds = save(runs, rows, out)
+    print("| job | raw file | bare server | cowshed | qemu | to qemu | to bare | to raw | µs of processor: bare | cowshed | qemu |")
+    print("| --- |" + " ---: |" * 10)
+    missed = []
+    for row in rows:
+        iops = {who: row[who]["iops"] for who in CONTENDERS}
+        ratio = {who: iops["cowshed"] / iops[who] for who in CONTENDERS}
+        print(f"| {row['job']} | " + " | ".join(f"{iops[who]:,.0f}" for who in CONTENDERS) + " | "
+              + " | ".join(f"{ratio[who]:.2f}" for who in ("qemu", "bare", "raw")) + " | "
+              + " | ".join(f"{row[who]['cpu_us']:.1f}" for who in ("bare", "cowshed", "qemu")) + " |")
+        missed += [f"{row['job']}: {ratio[who]:.2f} of {who}, the aim is {aim}"
+                   for who, aim in AIMS.get(row["job"], {}).items() if ratio[who] < aim]
+    deep = {row["job"]: row["cowshed"]["iops"] for row in rows}
+    if "read 4k, 32 deep, chain of 16" in deep and "read 4k, 32 deep" in deep:
+        ratio = deep["read 4k, 32 deep, chain of 16"] / deep["read 4k, 32 deep"]
+        missed += [f"a chain of 16: {ratio:.2f} of one layer, the aim is 0.95"] if ratio < 0.95 else []
+    print(f"\nmedians of {rounds} rounds, requests a second; cowshed at its peak {max(row['cowshed']['peak_mib'] for row in rows)} MiB; all runs in {out}")
+    print("\n".join(f"missed: {what}" for what in missed))
+
+
+def main(folder, rounds, seconds, part, out):
+    runs = []
+    for number in range(1, rounds + 1):
+        turn = number % len(CONTENDERS)
+        for name in JOBS:
+            if part in name:
+                for contender in CONTENDERS[turn:] + CONTENDERS[:turn]:
+                    runs.append(run(folder, name, contender, seconds, number))
+                    print(json.dumps(runs[-1]), file=sys.stderr)
+    table(runs, out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5])
