@@ -53,11 +53,15 @@ soak: setup guest
 demo: setup build guest
 	@COWSHED=$(abspath $(BINARY)) tests/tools/demo.sh $(abspath $(TARGET))/demo
 
-bench: setup build merge-case
+bench: setup merge-case
+	$(CARGO) build --release --locked --bin cowshed --example engine --example vhost_load
+	$(CARGO) build --release --locked -p fuse-mount --example bare
 	COWSHED=$(abspath $(BINARY)) tests/bench/clones.sh
 	COWSHED=$(abspath $(BINARY)) tests/bench/rebase.sh
 	COWSHED=$(abspath $(BINARY)) tests/bench/shrink.sh
+	COWSHED=$(abspath $(BINARY)) tests/bench/engine.sh
 	COWSHED=$(abspath $(BINARY)) tests/bench/view.sh
+	COWSHED=$(abspath $(BINARY)) tests/bench/vhost.sh
 
 install:
 	@test -x $(BINARY) || { echo "there is no $(BINARY) yet: run make build first" >&2; exit 1; }

@@ -90,7 +90,9 @@ def run(folder, name, engine, job, seconds):
         result = by_qemu(path, job, seconds)
     else:
         words = [ENGINES[engine][0], path, kind, str(block), "0", str(SIZES[image]), str(threads), str(seconds)]
-        result = json.loads(subprocess.run([os.environ["LOAD"], *words], check=True, capture_output=True, text=True).stdout)
+        # qcow2-rs looks for a base in the working folder.
+        done = subprocess.run([os.environ["LOAD"], *words], check=True, capture_output=True, text=True, cwd=folder)
+        result = json.loads(done.stdout)
     if image == "new" and engine == "raw":
         os.remove(path)
     elif image == "new":

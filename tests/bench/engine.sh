@@ -26,7 +26,8 @@ with open(sys.argv[1], "wb") as disk:
         disk.write(random.randbytes(1 << 20))
 P
 truncate -s 4G "$work/empty.raw"
-cp "$work/noise.raw" "$work/limit.raw"
+truncate -s 512M "$work/limit.raw"
+fill raw "$work/limit.raw" 512 64 64 1
 qemu-img convert -O qcow2 "$work/noise.raw" "$work/alone.qcow2"
 qemu-img create -q -f qcow2 -F qcow2 -b alone.qcow2 "$work/over.qcow2"
 for base in noise empty; do
@@ -36,8 +37,9 @@ done
 "$COWSHED" clone noise own-wide fresh-wide >/dev/null
 "$COWSHED" clone --compat noise own-plain fresh-plain >/dev/null
 for clone in own-wide own-plain; do
-    qemu-io -f qcow2 -t writeback -c "write -P 7 0 512M" "$("$COWSHED" path "$clone")" >/dev/null
+    fill qcow2 "$("$COWSHED" path "$clone")" 512 64 64 1
 done
+sync
 export COWSHED LOAD
 python3 "$here/engine.py" "$work" "$rounds" "$seconds" "${out:-$root/target/bench-engine.json}"
 for clone in own-wide own-plain; do qemu-img check -q "$("$COWSHED" path "$clone")"; done

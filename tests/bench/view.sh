@@ -18,17 +18,6 @@ while getopts r:t:o:j: option; do
 done
 work_folder
 
-fill() { # CLONE MIB-OF-EACH-4 SEED: writes the first so many of each 4 MiB of the disk's first GiB
-    python3 - "$2" "$3" >"$work/commands" <<'P'
-import random, sys
-places = list(range(256))
-random.Random(int(sys.argv[2])).shuffle(places)
-for place in places:
-    print(f"write -P {place % 250 + 1} {place * 4}M {sys.argv[1]}")
-P
-    qemu-io -f qcow2 -t writeback "$("$COWSHED" path "$1")" <"$work/commands" >/dev/null
-}
-
 # A GiB of noise, and behind it nothing up to 4 GiB.
 mkdir "$work/view" "$work/bare"
 python3 - "$work/base.raw" <<'P'
@@ -39,16 +28,19 @@ with open(sys.argv[1], "wb") as disk:
         disk.write(random.randbytes(1 << 20))
     disk.truncate(4 << 30)
 P
-cp --sparse=always "$work/base.raw" "$work/limit.raw"
+truncate -s 4G "$work/limit.raw"
+fill raw "$work/limit.raw" 1024 64 64 1
 "$COWSHED" import "$work/base.raw" --name base --format raw >/dev/null
 rm "$work/base.raw"
 "$COWSHED" clone base fresh own part chain >/dev/null
-fill own 4M 1
-fill part 1M 2
+image() { "$COWSHED" path "$1"; }
+fill qcow2 "$(image own)" 1024 64 64 1
+fill qcow2 "$(image part)" 1024 256 64 2
 for number in $(seq 15); do
-    fill chain 64k "$number"
+    fill qcow2 "$(image chain)" 1024 4096 64 "$number"
     "$COWSHED" checkpoint chain >/dev/null
 done
+sync
 export COWSHED BARE
 python3 "$here/view.py" "$work" "$rounds" "$seconds" "$jobs" "${out:-$root/target/bench-view.json}"
-for clone in fresh own part chain; do qemu-img check -q "$("$COWSHED" path "$clone")"; done
+for clone in fresh own part chain; do qemu-img check -q "$(image "$clone")"; done
