@@ -430,7 +430,7 @@ fn gc_of_a_version_between_others_survives_power_cuts() {
 #[test]
 fn a_cut_in_the_next_command_is_survived_too() {
     for command in all() {
-        recovery_survives(command.name, 3, 8, seed());
+        recovery_survives(command.name, 2, 8, seed());
     }
 }
 
