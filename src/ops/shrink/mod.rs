@@ -3,10 +3,12 @@
 //! Nobody needs what is free in the guest's filesystems, what is the same as below the clone's own layer, and zeros. No
 //! byte that a guest can miss changes: so this needs no undo, and can be stopped and begun again at any moment.
 
+mod base;
 mod needless;
 
 use super::Progress;
 use super::fold::foldable;
+use super::many::many;
 use crate::disk::Disk;
 use crate::error::{Error, Kind, Result};
 use crate::guestfs::free::{Area, Free, survey};
@@ -16,6 +18,7 @@ use crate::units::GuestOffset;
 use needless::{Found, Search};
 use serde::Serialize;
 
+pub use base::{ShrunkBase, plan_base, shrink_base};
 pub use needless::Needless;
 
 /// A part of the disk of which nobody knows what is free.
@@ -25,7 +28,7 @@ pub struct Left {
     pub what: String,
     /// Why it is left whole.
     pub reason: String,
-    /// Bytes of the clone's own layer in it.
+    /// Bytes of the clone's own layer in it; of a base, bytes of it that are stored.
     pub own_bytes: u64,
 }
 
@@ -76,6 +79,54 @@ pub struct Shrunk {
     /// Why the file is longer than what it holds, when it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bounded_by: Option<String>,
+}
+
+/// How it is done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// Whether it is only told what would be done.
+    pub plan: bool,
+}
+
+/// What came of a clone or base.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Done {
+    /// A clone.
+    Clone(Shrunk),
+    /// A base.
+    Base(ShrunkBase),
+}
+
+/// Shrinks clones and bases, `jobs` of them at a time. `each` is told what came of each, in the order in which they end. Those
+/// that were not begun when the user stops the work are not told of.
+pub fn shrink_all(
+    store: &Store,
+    targets: &[Target],
+    jobs: usize,
+    settings: Settings,
+    progress: &dyn Progress,
+    each: &mut dyn FnMut(&Target, Result<Done>),
+) {
+    many(targets, jobs, progress, |target| shrink_target(store, target, settings, progress), each);
+}
+
+/// Shrinks a clone or base.
+///
+/// # Errors
+/// As [`shrink`] and [`shrink_base`].
+pub fn shrink_target(
+    store: &Store,
+    target: &Target,
+    settings: Settings,
+    progress: &dyn Progress,
+) -> Result<Done> {
+    match (target, settings.plan) {
+        (Target::Clone(clone), true) => plan(store, clone, progress).map(Done::Clone),
+        (Target::Clone(clone), false) => shrink(store, clone, progress).map(Done::Clone),
+        (Target::Base(base), true) => plan_base(store, base).map(Done::Base),
+        (Target::Base(base), false) => shrink_base(store, base, progress).map(Done::Base),
+    }
 }
 
 /// What [`shrink`] would do; nothing is changed.
