@@ -553,3 +553,73 @@ fn of_all_clones_only_those_that_are_meant_are_shrunk_several_at_a_time() {
     assert!(refused.contains("no clone is meant"), "{refused}");
     case.shed.fails(2, &["shrink", "--only", "web-*"]);
 }
+
+/// A clone with 30 files of text, and what is on its disk.
+fn written(case: &Case, clone: &str, rng: &mut Rng) -> Files {
+    let disk = case.copy();
+    let kept = {
+        let mount = disk.mount(true);
+        for n in 0..30 {
+            let text: Vec<u8> = rng.bytes(1_000_000).into_iter().map(|byte| b'a' + byte % 16).collect();
+            fs::write(mount.path(format!("text-{n}")), text).unwrap();
+        }
+        files(&mount.at)
+    };
+    case.clone(clone, disk.path().as_path(), false);
+    kept
+}
+
+#[test]
+fn what_rests_is_compressed_as_much_as_the_plan_says() {
+    let mut rng = rng();
+    let case = Case::new(&mut rng);
+    let kept = written(&case, "web", &mut rng);
+    case.shed.ok(&["shrink", "web"]);
+    let (blocks, delta) = (case.host_bytes("web").0, file_digest(&case.shed.delta("web")));
+    let planned = case.shed.json(&["shrink", "web", "--recompress", "--plan"])[0]["shrink"].clone();
+    assert_eq!(file_digest(&case.shed.delta("web")), delta, "a plan changed the clone");
+    let done = case.shed.json(&["shrink", "web", "--recompress"])[0]["shrink"].clone();
+    let number = |report: &serde_json::Value, part: &str| report["recompress"][part].as_u64().unwrap();
+    let back = blocks - case.host_bytes("web").0;
+    let [promised, given] = [&planned, &done].map(|report| number(report, "gives_back_bytes"));
+    println!("{promised} promised, {given} given, {back} on the host");
+    assert!(promised > 12 * MIB && promised.abs_diff(given) * 20 < given, "{planned}, {done}");
+    assert!(back * 20 > given * 19, "{back} of {given}");
+    assert_eq!(number(&planned, "full_bytes"), number(&done, "full_bytes"));
+    assert_eq!(case.check("web"), kept);
+    let text = case.shed.ok(&["shrink", "web", "--recompress", "--plan"]);
+    assert!(text.contains("about 0 B by compressing"), "{text}");
+    // A shrink of what is compressed drops whole clusters of it.
+    assert_eq!(case.check("web"), kept);
+    case.shed.ok(&["clone", "os", "old", "--compat"]);
+    let refused = case.shed.fails(1, &["shrink", "old", "--recompress"]);
+    assert!(refused.contains("zstd"), "{refused}");
+    let refused = case.shed.fails(1, &["shrink", "os", "--recompress"]);
+    assert!(refused.contains("is a base"), "{refused}");
+}
+
+#[test]
+fn a_recompression_that_is_cut_short_loses_nothing_and_is_run_again() {
+    let mut rng = rng();
+    let case = Case::new(&mut rng);
+    let kept = written(&case, "web", &mut rng);
+    let saved = fs::read(case.shed.delta("web")).unwrap();
+    let start = std::time::Instant::now();
+    case.shed.ok(&["shrink", "web", "--recompress"]);
+    let whole = start.elapsed();
+    let (before, after) = (blake3::hash(&saved), file_digest(&case.shed.delta("web")));
+    let mut halfway = 0;
+    for round in 0..12 {
+        fs::write(case.shed.delta("web"), &saved).unwrap();
+        let moment = whole.mul_f64(rng.below(1000) as f64 / 1000.0);
+        case.shed.cut_short(&["shrink", "web", "--recompress"], moment, round % 2 == 0);
+        let now = file_digest(&case.shed.delta("web"));
+        halfway += u32::from(now != before && now != after);
+        assert_eq!(case.check_killed("web"), kept);
+    }
+    println!("{halfway} of 12 were cut short in the middle");
+    assert!(halfway > 0);
+    case.shed.ok(&["shrink", "web", "--recompress"]);
+    assert!(case.host_bytes("web").0 < 20 * MIB, "{:?}", case.host_bytes("web"));
+    assert_eq!(case.check("web"), kept);
+}

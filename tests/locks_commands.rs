@@ -75,6 +75,8 @@ const CASES: &[Case] = &[
     case(&["du"], Safe, Safe),
     case(&["shrink", "web", "--plan"], Refused, Safe),
     case(&["shrink", "web"], Refused, Refused),
+    case(&["shrink", "web", "--recompress", "--plan"], Refused, Safe),
+    case(&["shrink", "web", "--recompress"], Refused, Refused),
     case(&["shrink", "deb", "--plan"], Safe, Safe),
     case(&["shrink", "deb"], Safe, Safe),
     case(&["resize", "web", "+1M", "--image-only", "--plan"], Refused, Safe),

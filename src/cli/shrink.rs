@@ -33,6 +33,10 @@ pub(super) struct Shrink {
     /// All clones.
     #[arg(long)]
     all: bool,
+    /// Compress what rests: what is left of a clone's own changes, where it gets smaller by a quarter at least. Who writes
+    /// there later unpacks it again.
+    #[arg(long)]
+    recompress: bool,
     #[command(flatten)]
     fleet: Fleet,
     #[command(flatten)]
@@ -45,7 +49,7 @@ impl Shrink {
     pub(super) fn run(self, context: &Context) -> Outcome {
         let store = context.store()?;
         let targets = self.targets(&store)?;
-        let settings = Settings { plan: self.plan.plan };
+        let settings = Settings { plan: self.plan.plan, recompress: self.recompress };
         let mut told = Told::new(self.json.json, self.plan.plan);
         if let ([target], false) = (&targets[..], self.all) {
             let bar = Bar::new()?;

@@ -159,6 +159,7 @@ impl Command {
             _ if self.first => nothing(),
             "gc" | "gc of a version between others" => versions(),
             "rm --checkpoint between others" => layers(),
+            "shrink --recompress" => resting(),
             _ => everything(),
         }
     }
@@ -189,7 +190,7 @@ fn repair(place: &Place) -> Result<()> {
 /// All commands.
 pub fn all() -> Vec<Command> {
     type Run = fn(&Place) -> Result<()>;
-    let table: [(&'static str, Option<Kind>, Run); 46] = [
+    let table: [(&'static str, Option<Kind>, Run); 47] = [
         ("first import", Some(Kind::Exists), |p| p.import("one.raw", "base")),
         ("import", Some(Kind::Exists), |p| p.import("two.raw", "second")),
         ("import qcow2", Some(Kind::Exists), |p| p.import("three.qcow2", "third")),
@@ -229,7 +230,8 @@ pub fn all() -> Vec<Command> {
         ("promote", None, |p| promote(&p.store()?, &name("c"), &name("lines"), &Silent).map(drop)),
         ("gc", None, |p| p.gc("first")),
         ("gc of a version between others", None, |p| p.gc("middle")),
-        ("shrink", None, |p| shrink(&p.store()?, &name("worn"), &Silent).map(drop)),
+        ("shrink", None, |p| shrink(&p.store()?, &name("worn"), false, &Silent).map(drop)),
+        ("shrink --recompress", None, |p| shrink(&p.store()?, &name("rests"), true, &Silent).map(drop)),
         ("shrink of a base", None, |p| shrink_base(&p.store()?, &base_ref("ext"), &Silent).map(drop)),
         ("rebase --strategy keep", None, |p| p.rebase("c", "lines", Strategy::Keep)),
         ("rebase --strategy replace", None, |p| p.rebase("c", "lines", Strategy::Replace)),
@@ -432,6 +434,18 @@ pub fn layers() -> Built {
         store.checkpoint(&name("h"), None).unwrap();
     }
     write(&store, "h", 4, 64_000);
+    built
+}
+
+/// The same with a clone that has written a whole cluster of what can be compressed.
+pub fn resting() -> Built {
+    let built = everything();
+    let store = Place::new(built.path()).store().unwrap();
+    store.create_clones(&base_ref("base"), &[name("rests")], &CloneOptions::default()).unwrap();
+    let open = store.open_clone(&name("rests"), Access::Write).unwrap();
+    let text: Vec<u8> = sample(150_000).iter().map(|byte| b'a' + byte % 16).collect();
+    open.disk.write(&text, GuestOffset(0)).unwrap();
+    open.close().unwrap();
     built
 }
 

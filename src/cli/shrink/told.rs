@@ -4,7 +4,7 @@ use crate::cli::failure;
 use crate::cli::output;
 use crate::cli::units::{count, size};
 use crate::error::{Kind, Result};
-use crate::ops::shrink::{Done, Held, Left, Shrunk, ShrunkBase};
+use crate::ops::shrink::{Done, Held, Left, Recompressed, Shrunk, ShrunkBase};
 use crate::store::{Name, Target};
 use serde_json::{Value, json};
 
@@ -128,15 +128,19 @@ fn named(clones: &[Name]) -> String {
 }
 
 fn tell_clone(done: &Shrunk) -> anyhow::Result<()> {
-    let Shrunk { clone, needless, gives_back_bytes, before, after, left, checkpoints, bounded_by, .. } = done;
+    let Shrunk { clone, needless, before, after, left, checkpoints, bounded_by, .. } = done;
     let reasons = [(needless.free, "free"), (needless.equal, "as below"), (needless.zero, "zeros")];
-    let reasons: Vec<String> =
+    let mut reasons: Vec<String> =
         reasons.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{} {word}", size(*n))).collect();
+    if let Some(Recompressed { full_bytes, gives_back_bytes }) = done.recompress {
+        let about = if after.is_none() { "about " } else { "" };
+        reasons.push(format!("{about}{} by compressing {}", size(gives_back_bytes), size(full_bytes)));
+    }
     let reasons = if reasons.is_empty() { "nothing is needless".to_owned() } else { reasons.join(", ") };
     output::line(match after {
         None => format!(
             "{clone}: {} of {} on the host would be given back ({reasons})",
-            size(*gives_back_bytes),
+            size(given_back(done)),
             size(before.host_bytes)
         ),
         Some(after) => format!(
@@ -155,6 +159,11 @@ fn tell_clone(done: &Shrunk) -> anyhow::Result<()> {
         output::line(format!("  the file is longer than what it holds: {why}"))?;
     }
     Ok(())
+}
+
+/// What a plan promises in all.
+fn given_back(done: &Shrunk) -> u64 {
+    done.gives_back_bytes + done.recompress.map_or(0, |packed| packed.gives_back_bytes)
 }
 
 fn tell_left(left: &[Left]) -> anyhow::Result<()> {
@@ -183,7 +192,7 @@ impl Sum {
         self.done += 1;
         self.before += done.before.host_bytes;
         self.after += done.after.unwrap_or(done.before).host_bytes;
-        self.gives_back += done.gives_back_bytes;
+        self.gives_back += given_back(done);
     }
 
     fn text(&self, plan: bool) -> String {
