@@ -115,6 +115,43 @@ impl Case {
         kept
     }
 
+    /// A base `os@1` whose guest has deleted 30 files of 40, and what is left.
+    fn worn_base(rng: &mut Rng) -> (Self, Files) {
+        let old = Image::new(DISK, &OPTIONS);
+        let write = |mount: &Path, rng: &mut Rng| {
+            (0..40).for_each(|n| fs::write(mount.join(format!("own-{n}")), rng.bytes(1_000_000)).unwrap());
+        };
+        {
+            write(&old.mount(true).at, rng);
+        }
+        let kept = {
+            let mount = old.mount(true);
+            (0..30).for_each(|n| fs::remove_file(mount.path(format!("own-{n}"))).unwrap());
+            files(&mount.at)
+        };
+        let shed = Shed::new();
+        shed.ok(&["import", old.path().to_str().unwrap(), "--name", "os", "--format", "raw"]);
+        let base = file_digest(&shed.root().join("bases/os/1/disk.raw"));
+        (Self { shed, old, base }, kept)
+    }
+
+    /// What the kernel finds on a version of the base, which must be in order.
+    fn base_files(&self, version: &str) -> Files {
+        let out = Image::new(DISK, &OPTIONS);
+        self.shed.ok(&["verify", version]);
+        self.shed.ok(&["export", version, out.path().to_str().unwrap(), "--format", "raw", "--force"]);
+        let found = files(&out.mount(true).at);
+        out.assert_clean(version);
+        found
+    }
+
+    /// Bytes of the host for all versions of the base.
+    fn base_bytes(&self) -> u64 {
+        run(&mut tool("sync"));
+        let said = must("du", &["-s", "--block-size=1", self.shed.root().join("bases").to_str().unwrap()]);
+        said.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
     /// What the kernel finds on a clone's disk, which must be in order for everybody.
     fn check(&self, clone: &str) -> Files {
         qemu_check(&self.shed.delta(clone));
@@ -252,7 +289,7 @@ fn a_clone_in_use_is_left_and_the_others_are_done() {
     assert!(case.host_bytes("web").0 < 14 * MIB);
     assert_eq!(case.check("web"), kept);
     case.shed.fails(1, &["shrink", "nobody"]);
-    case.shed.fails(1, &["shrink", "os"]);
+    case.shed.fails(1, &["shrink", "os@7"]);
 }
 
 #[test]
@@ -372,4 +409,217 @@ fn a_stop_says_that_it_can_be_run_again() {
     }
     println!("{stopped} of 7 were stopped");
     assert!(stopped > 0);
+}
+
+#[test]
+fn what_a_base_has_free_goes_with_the_version_before() {
+    let mut rng = rng();
+    let (case, kept) = Case::worn_base(&mut rng);
+    let before = case.base_bytes();
+    let planned = case.shed.json(&["shrink", "os", "--plan"])[0]["shrink"].clone();
+    assert_eq!(case.base_bytes(), before, "a plan changed the base");
+    let number = |report: &serde_json::Value, part: &str| report[part].as_u64().unwrap();
+    let free = number(&planned, "free_bytes");
+    assert!(free > 28 * MIB && free == number(&planned, "gives_back_bytes"), "{planned}");
+    assert!(planned["new"].is_null() && planned["left"] == serde_json::json!([]), "{planned}");
+
+    let text = case.shed.ok(&["shrink", "os"]);
+    assert!(
+        text.starts_with("os@1: os@2 reads the same without ") && text.contains("cowshed gc os"),
+        "{text}"
+    );
+    assert_eq!(file_digest(&case.shed.root().join("bases/os/1/disk.raw")), case.base, "the base changed");
+    assert!(case.base_bytes() - before < MIB, "{} more", case.base_bytes() - before);
+    assert_eq!(case.base_files("os@2"), kept);
+    // To take it back is to remove it.
+    case.shed.ok(&["rm", "os@2"]);
+    assert_eq!(case.base_bytes(), before);
+    let done = case.shed.json(&["shrink", "os@1"])[0].clone();
+    assert_eq!((&done["base"], &done["shrink"]["new"]["version"]), (&"os@1".into(), &2.into()), "{done}");
+    case.shed.ok(&["gc", "os"]);
+    assert!(case.shed.fails(1, &["info", "os@1"]).contains("no base os@1"));
+    let back = before - case.base_bytes();
+    assert!(back + MIB > free, "{back} of {free}");
+    assert_eq!(case.base_files("os@2"), kept);
+
+    let again = case.shed.json(&["shrink", "os"])[0]["shrink"].clone();
+    assert!(number(&again, "free_bytes") == 0 && again["new"].is_null(), "{again}");
+    assert!(case.shed.ok(&["shrink", "os", "--plan"]).contains("no new version is made"));
+}
+
+#[test]
+fn a_base_with_clones_gives_back_when_they_have_left_it() {
+    let mut rng = rng();
+    let (case, kept) = Case::worn_base(&mut rng);
+    case.shed.ok(&["clone", "os", "web"]);
+    let text = case.shed.ok(&["shrink", "os"]);
+    assert!(text.contains("web stands on os@1") && text.contains("--onto os"), "{text}");
+    let before = case.base_bytes();
+    assert!(case.shed.ok(&["gc", "os"]).contains("every version is needed"));
+    assert_eq!(case.content("web"), kept);
+    case.shed.ok(&["rebase", "web", "--onto", "os", "--strategy", "merge"]);
+    let refused = case.shed.fails(1, &["shrink", "os@1"]);
+    assert!(refused.contains("only the newest version") && refused.contains("os@2"), "{refused}");
+    // The state from before stands on os@1 as long as it can be gone back to.
+    case.shed.ok(&["rm", "web", "--checkpoint", "1"]);
+    case.shed.ok(&["gc", "os"]);
+    assert!(before - case.base_bytes() > 28 * MIB);
+    qemu_check(&case.shed.delta("web"));
+    let out = Image::new(DISK, &OPTIONS);
+    case.shed.ok(&["export", "web", out.path().to_str().unwrap(), "--format", "raw", "--force"]);
+    assert_eq!(files(&out.mount(true).at), kept);
+}
+
+#[test]
+fn files_of_a_base_that_only_its_journal_knows_survive() {
+    let mut rng = rng();
+    let old = Image::new(DISK, &OPTIONS);
+    let crashed = Image::new(DISK, &OPTIONS);
+    let written = {
+        let mount = old.mount(true);
+        (0..45).for_each(|n| fs::write(mount.path(format!("gone-{n}")), rng.bytes(1_000_000)).unwrap());
+        run(&mut tool("sync"));
+        (0..45).for_each(|n| fs::remove_file(mount.path(format!("gone-{n}"))).unwrap());
+        for n in 0..30 {
+            let path = mount.path(format!("synced-{n}"));
+            fs::write(&path, rng.bytes(1_000_000)).unwrap();
+            fs::File::open(&path).unwrap().sync_all().unwrap();
+        }
+        fs::copy(old.path(), crashed.path()).unwrap();
+        files(&mount.at)
+    };
+    assert!(crashed.debugfs("stats").contains("needs_recovery"), "the copy has no journal that waits");
+    let shed = Shed::new();
+    shed.ok(&["import", crashed.path().to_str().unwrap(), "--name", "os", "--format", "raw"]);
+    let base = file_digest(&shed.root().join("bases/os/1/disk.raw"));
+    let case = Case { shed, old, base };
+    let done = case.shed.json(&["shrink", "os"])[0]["shrink"].clone();
+    assert!(done["free_bytes"].as_u64().unwrap() > MIB && done["left"] == serde_json::json!([]), "{done}");
+    let found = case.base_files("os@2");
+    let lost: Vec<&String> =
+        written.iter().filter(|(file, hash)| found.get(*file) != Some(hash)).map(|(file, _)| file).collect();
+    assert!(lost.is_empty(), "lost: {lost:?}");
+}
+
+#[test]
+fn a_shrink_of_a_base_that_is_cut_short_leaves_the_base_as_it_was() {
+    let mut rng = rng();
+    let (case, kept) = Case::worn_base(&mut rng);
+    let start = std::time::Instant::now();
+    case.shed.ok(&["shrink", "os"]);
+    let whole = start.elapsed();
+    case.shed.ok(&["rm", "os@2"]);
+    let mut short = 0;
+    for round in 0..12 {
+        let after = whole.mul_f64(rng.below(1000) as f64 / 1000.0);
+        let cut = case.shed.cut_short(&["shrink", "os"], after, round % 2 == 0);
+        short += u32::from(cut);
+        if case.shed.output(&["info", "os@2"]).status.success() {
+            assert_eq!(case.base_files("os@2"), kept);
+            case.shed.ok(&["rm", "os@2"]);
+        }
+        assert_eq!(file_digest(&case.shed.root().join("bases/os/1/disk.raw")), case.base, "the base changed");
+    }
+    println!("{short} of 12 were cut short");
+    assert!(short > 0);
+    assert_eq!(case.base_files("os@1"), kept);
+}
+
+#[test]
+fn of_all_clones_only_those_that_are_meant_are_shrunk_several_at_a_time() {
+    let mut rng = rng();
+    let case = Case::new(&mut rng);
+    let mut kept = Vec::new();
+    for clone in ["web-1", "web-2", "web-3", "db"] {
+        kept.push((clone, case.worn(clone, &mut rng)));
+    }
+    let db = file_digest(&case.shed.delta("db"));
+    let planned = case.shed.json(&["shrink", "--all", "--only", "web-*", "--plan", "--jobs", "3"]);
+    let names = |report: &serde_json::Value| {
+        let mut names: Vec<String> =
+            report.as_array().unwrap().iter().map(|one| one["clone"].as_str().unwrap().to_owned()).collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(names(&planned), ["web-1", "web-2", "web-3"]);
+    let done = case.shed.json(&["shrink", "--all", "--only", "web-*", "--only", "of=nobody", "--jobs", "3"]);
+    assert_eq!(names(&done), names(&planned));
+    assert_eq!(file_digest(&case.shed.delta("db")), db, "another clone was shrunk");
+    for (clone, kept) in &kept {
+        assert_eq!(case.check(clone), *kept, "{clone}");
+        assert_eq!(case.host_bytes(clone).0 < 14 * MIB, *clone != "db", "{clone}");
+    }
+    let refused = case.shed.fails(1, &["shrink", "--all", "--only", "nobody*"]);
+    assert!(refused.contains("no clone is meant"), "{refused}");
+    case.shed.fails(2, &["shrink", "--only", "web-*"]);
+}
+
+/// A clone with 30 files of text, and what is on its disk.
+fn written(case: &Case, clone: &str, rng: &mut Rng) -> Files {
+    let disk = case.copy();
+    let kept = {
+        let mount = disk.mount(true);
+        for n in 0..30 {
+            let text: Vec<u8> = rng.bytes(1_000_000).into_iter().map(|byte| b'a' + byte % 16).collect();
+            fs::write(mount.path(format!("text-{n}")), text).unwrap();
+        }
+        files(&mount.at)
+    };
+    case.clone(clone, disk.path().as_path(), false);
+    kept
+}
+
+#[test]
+fn what_rests_is_compressed_as_much_as_the_plan_says() {
+    let mut rng = rng();
+    let case = Case::new(&mut rng);
+    let kept = written(&case, "web", &mut rng);
+    case.shed.ok(&["shrink", "web"]);
+    let (blocks, delta) = (case.host_bytes("web").0, file_digest(&case.shed.delta("web")));
+    let planned = case.shed.json(&["shrink", "web", "--recompress", "--plan"])[0]["shrink"].clone();
+    assert_eq!(file_digest(&case.shed.delta("web")), delta, "a plan changed the clone");
+    let done = case.shed.json(&["shrink", "web", "--recompress"])[0]["shrink"].clone();
+    let number = |report: &serde_json::Value, part: &str| report["recompress"][part].as_u64().unwrap();
+    let back = blocks - case.host_bytes("web").0;
+    let [promised, given] = [&planned, &done].map(|report| number(report, "gives_back_bytes"));
+    println!("{promised} promised, {given} given, {back} on the host");
+    assert!(promised > 12 * MIB && promised.abs_diff(given) * 20 < given, "{planned}, {done}");
+    assert!(back * 20 > given * 19, "{back} of {given}");
+    assert_eq!(number(&planned, "full_bytes"), number(&done, "full_bytes"));
+    assert_eq!(case.check("web"), kept);
+    let text = case.shed.ok(&["shrink", "web", "--recompress", "--plan"]);
+    assert!(text.contains("about 0 B by compressing"), "{text}");
+    // A shrink of what is compressed drops whole clusters of it.
+    assert_eq!(case.check("web"), kept);
+    case.shed.ok(&["clone", "os", "old", "--compat"]);
+    let refused = case.shed.fails(1, &["shrink", "old", "--recompress"]);
+    assert!(refused.contains("zstd"), "{refused}");
+    let refused = case.shed.fails(1, &["shrink", "os", "--recompress"]);
+    assert!(refused.contains("is a base"), "{refused}");
+}
+
+#[test]
+fn a_recompression_that_is_cut_short_loses_nothing_and_is_run_again() {
+    let mut rng = rng();
+    let case = Case::new(&mut rng);
+    let kept = written(&case, "web", &mut rng);
+    let saved = fs::read(case.shed.delta("web")).unwrap();
+    let start = std::time::Instant::now();
+    case.shed.ok(&["shrink", "web", "--recompress"]);
+    let whole = start.elapsed();
+    let (before, after) = (blake3::hash(&saved), file_digest(&case.shed.delta("web")));
+    let mut halfway = 0;
+    for round in 0..12 {
+        fs::write(case.shed.delta("web"), &saved).unwrap();
+        let moment = whole.mul_f64(rng.below(1000) as f64 / 1000.0);
+        case.shed.cut_short(&["shrink", "web", "--recompress"], moment, round % 2 == 0);
+        let now = file_digest(&case.shed.delta("web"));
+        halfway += u32::from(now != before && now != after);
+        assert_eq!(case.check_killed("web"), kept);
+    }
+    println!("{halfway} of 12 were cut short in the middle");
+    assert!(halfway > 0);
+    case.shed.ok(&["shrink", "web", "--recompress"]);
+    assert!(case.host_bytes("web").0 < 20 * MIB, "{:?}", case.host_bytes("web"));
+    assert_eq!(case.check("web"), kept);
 }

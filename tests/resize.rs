@@ -100,7 +100,8 @@ fn make(path: &Path, layout: Layout, size: u64, data: u64, options: &[&str]) -> 
         }
         Layout::Bare => (0, size),
     };
-    let offset = format!("offset={start}");
+    // The kernel spreads folders by a hash of their names, whose seed is drawn: the same one puts the same files in the same places.
+    let offset = format!("offset={start},hash_seed=76a1c2c5-4f0c-4d83-9c1e-0d2f6b1f5a11");
     let kib = format!("{}k", (end - start) / 1024);
     let made =
         tool("mke2fs").args(["-q", "-F", "-E", &offset]).args(options).args([text, &kib]).output().unwrap();
@@ -688,8 +689,8 @@ fn without_undo_a_smaller_disk_gives_the_host_its_room_back_at_once() {
     let given = before - case.host_bytes();
     println!("{before} before, {given} given back, {promised} promised, {needs} said to be needed");
     assert_eq!(done["freed_bytes"].as_u64().unwrap(), given, "{done}");
-    assert!(given.abs_diff(promised) < 16 * MIB && given > 16 * MIB, "{given} of {promised}");
-    assert!(needs < 256 * MIB, "{needs}");
+    assert!(given.abs_diff(promised) < 6 * MIB && given > 24 * MIB, "{given} of {promised}");
+    assert!((128 * MIB..176 * MIB).contains(&needs), "{needs}");
     let said = case.shed.fails(1, &["undo", "web"]);
     assert!(said.contains("nothing to undo"), "{said}");
     let done = case.shed.ok(&["resize", "web", "20G", "--no-undo"]);

@@ -373,6 +373,16 @@ fn shrink_survives_power_cuts() {
 }
 
 #[test]
+fn shrink_recompress_survives_power_cuts() {
+    survives("shrink --recompress");
+}
+
+#[test]
+fn shrink_of_a_base_survives_power_cuts() {
+    survives("shrink of a base");
+}
+
+#[test]
 fn resize_image_only_survives_power_cuts() {
     survives("resize --image-only");
 }

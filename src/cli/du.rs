@@ -86,7 +86,7 @@ fn base((base, usage): &(Base, Usage)) -> Row {
 
 fn reclaimable(store: &Store, clone: &Name, bar: &Bar) -> anyhow::Result<Option<u64>> {
     bar.start(format!("reading {clone}"));
-    let planned = plan(store, clone, bar);
+    let planned = plan(store, clone, false, bar);
     bar.end();
     match planned {
         Ok(planned) => Ok(Some(planned.gives_back_bytes)),

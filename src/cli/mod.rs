@@ -20,6 +20,7 @@ mod man;
 mod map;
 mod mount;
 mod mount_log;
+mod only;
 mod output;
 mod path;
 mod plan;

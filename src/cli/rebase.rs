@@ -1,11 +1,11 @@
 mod asked;
 mod later;
-mod only;
 mod report;
 mod told;
 
 use super::Outcome;
 use super::context::Context;
+use super::only::{Fleet, Only};
 use super::output::{self, Json};
 use super::plan::Plan;
 use super::progress::Clones;
@@ -16,7 +16,6 @@ use crate::store::{BaseRef, Name, Store};
 use asked::Asked;
 use clap::Args;
 use later::When;
-use only::Only;
 use report::Report;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,10 +34,8 @@ pub(super) struct Rebase {
     /// All clones of the base.
     #[arg(long)]
     all: bool,
-    /// Of those only the ones whose name matches a pattern (web-*), or that have a label (KEY=VALUE); may be given
-    /// several times, and then any of them counts.
-    #[arg(long, value_name = "PATTERN", requires = "all")]
-    only: Vec<Only>,
+    #[command(flatten)]
+    fleet: Fleet,
     /// The base version: NAME@V, or NAME for its newest.
     #[arg(long, value_name = "BASE", required_unless_present_any = ["go_on", "cancel"])]
     onto: Option<BaseRef>,
@@ -55,9 +52,6 @@ pub(super) struct Rebase {
     /// Clones named so are data disks: they are kept, whatever the strategy (a pattern; may be given several times).
     #[arg(long, value_name = "PATTERN")]
     keep_disk: Vec<Only>,
-    /// Clones at a time [default: one for every two processors].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    jobs: Option<u16>,
     /// Take only the first N of the clones that are not done yet, to see whether all goes well; --continue goes on.
     #[arg(long, value_name = "N", requires = "all")]
     canary: Option<usize>,
@@ -156,8 +150,7 @@ impl Rebase {
                 each(&request.clone, later::wait(store, asked, request));
             }
         } else {
-            let jobs = self.jobs.map_or_else(|| rayon::current_num_threads().div_ceil(2), usize::from);
-            rebase_all(store, &requests, jobs, self.plan.plan, progress, &mut |name, ending| {
+            rebase_all(store, &requests, self.fleet.jobs(), self.plan.plan, progress, &mut |name, ending| {
                 let request = requests.iter().find(|request| request.clone == *name);
                 let waits = matches!(ending, Ending::Running(_)) && self.at_next_start.is_some();
                 each(

@@ -7,7 +7,7 @@ mod raw;
 mod walk;
 
 use crate::error::{Error, Result};
-use crate::qcow2::{Below, Compacted, Extent, GoOn, Image, Piece, Reader, Source};
+use crate::qcow2::{Below, Compacted, Extent, GoOn, Image, Packed, Piece, Reader, Source};
 use crate::units::{GuestOffset, HostOffset, MIB, length};
 use std::ops::Range;
 
@@ -271,6 +271,41 @@ impl Disk {
             Layer::Qcow2(image) => image.compact(go_on),
             Layer::Raw(_) => Err(raw_top()),
         }
+    }
+
+    /// Bytes of a cluster of the top layer.
+    ///
+    /// # Errors
+    /// `Invalid` when the top layer is a raw file.
+    pub fn cluster_size(&self) -> Result<u64> {
+        Ok(self.top()?.cluster_size())
+    }
+
+    /// Packs the clusters of the top layer that it has whole. See [`Image::pack`].
+    ///
+    /// # Errors
+    /// As [`Image::pack`]; `Invalid` when the top layer is a raw file.
+    pub fn pack(&mut self, go_on: &mut dyn FnMut(&Packed) -> bool) -> Result<Packed> {
+        match &mut self.layers[0] {
+            Layer::Qcow2(image) => image.pack(go_on),
+            Layer::Raw(_) => Err(raw_top()),
+        }
+    }
+
+    /// Calls `each` for what [`Disk::pack`] would try to pack of a range. See [`Image::each_full`].
+    ///
+    /// # Errors
+    /// As [`Image::each_full`]; `Invalid` when the top layer is a raw file.
+    pub fn each_full(&self, range: Range<u64>, each: impl FnMut(GuestOffset, u64)) -> Result<()> {
+        self.top()?.each_full(range, each)
+    }
+
+    /// What packing the clusters at these places would save. See [`Image::would_save`].
+    ///
+    /// # Errors
+    /// As [`Image::would_save`]; `Invalid` when the top layer is a raw file.
+    pub fn would_save(&self, places: &[GuestOffset]) -> Result<u64> {
+        self.top()?.would_save(places)
     }
 
     /// The top layer.

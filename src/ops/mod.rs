@@ -7,6 +7,7 @@ pub mod export;
 pub mod fold;
 pub mod gc;
 pub mod import;
+mod many;
 pub mod map;
 pub mod merge;
 mod mounted;

@@ -110,6 +110,13 @@ impl Rules {
         Ok(Compressed { host: HostOffset(host), len: sectors * SECTOR - host % SECTOR })
     }
 
+    /// Writes the entry of a compressed cluster, whose bytes are whole sectors.
+    pub(super) fn encode_compressed(&self, compressed: Compressed) -> RawEntry {
+        let sectors = compressed.len / SECTOR - 1;
+        let word = COMPRESSED | sectors << (62 - (self.geometry.cluster_bits - 8)) | compressed.host.0;
+        RawEntry { word, bitmap: 0 }
+    }
+
     /// Writes an entry.
     pub(super) fn encode(&self, standard: Standard) -> RawEntry {
         let mut word = standard.host.map_or(0, |host| host.0);
@@ -216,5 +223,10 @@ mod tests {
         let raw = RawEntry { word: COMPRESSED | 2 << 54 | 0x1_0010, bitmap: 0 };
         let expected = Compressed { host: HostOffset(0x1_0010), len: 3 * SECTOR - 0x10 };
         assert_eq!(PLAIN.decode(raw, GuestCluster(0), 1 << 30).unwrap(), Mapping::Compressed(expected));
+        for (rules, sectors) in [(PLAIN, 96), (EXTENDED, 192), (EXTENDED, 1)] {
+            let place = Compressed { host: HostOffset(0x3_0600), len: sectors * SECTOR };
+            let decoded = rules.decode(rules.encode_compressed(place), GuestCluster(0), 1 << 30).unwrap();
+            assert_eq!(decoded, Mapping::Compressed(place));
+        }
     }
 }

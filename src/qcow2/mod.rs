@@ -22,6 +22,7 @@ mod metadata;
 #[cfg(all(test, cowshed_model = "loom"))]
 mod models;
 mod movables;
+mod pack;
 mod publish;
 mod read;
 mod refcounts;
@@ -51,6 +52,7 @@ pub use geometry::Geometry;
 pub use header::{Compression, Header};
 pub use image::Image;
 pub use log::LogPlace;
+pub use pack::Packed;
 pub use repair::repair;
 pub use report::CheckReport;
 pub use resize::shrink;

@@ -1,6 +1,6 @@
 //! Entries changed in memory, and the clusters they take and leave.
 
-use super::entry::{Mapping, Standard};
+use super::entry::{Mapping, RawEntry, Standard};
 use super::fresh::Fresh;
 use super::image::{Image, Writer, is_owned};
 use super::layout::{COPIED, OFFSET};
@@ -16,12 +16,22 @@ impl Image {
     pub(super) fn publish(
         &self,
         writer: &Writer,
-        _exclusive: &Exclusive<'_>,
+        exclusive: &Exclusive<'_>,
         cluster: GuestCluster,
         new: Standard,
     ) -> Result<()> {
+        self.publish_raw(writer, exclusive, cluster, self.rules.encode(new))
+    }
+
+    /// The same with the entry as it lies in a table.
+    pub(super) fn publish_raw(
+        &self,
+        writer: &Writer,
+        _exclusive: &Exclusive<'_>,
+        cluster: GuestCluster,
+        raw: RawEntry,
+    ) -> Result<()> {
         let (number, entry) = self.rules.geometry.slice_of(cluster);
-        let raw = self.rules.encode(new);
         let logged = self.enter_log(writer);
         self.own_table(writer, logged.as_ref(), self.rules.geometry.l1_index(cluster))?;
         let back = |bytes: &[u8]| self.back_slice(writer, number, bytes);

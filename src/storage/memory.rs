@@ -41,6 +41,8 @@ struct State {
     pages: BTreeMap<u64, Box<[u8]>>,
     len: u64,
     fault: Option<Fault>,
+    /// Whether a planned failure has come.
+    hit: bool,
 }
 
 /// A sparse file in memory.
@@ -83,7 +85,14 @@ impl Memory {
 
     /// Plans a failure, or takes the planned one back.
     pub fn set_fault(&self, fault: Option<Fault>) {
-        self.state.lock().fault = fault;
+        let mut state = self.state.lock();
+        (state.fault, state.hit) = (fault, false);
+    }
+
+    /// Whether the failure that was planned last has come.
+    #[must_use]
+    pub fn fault_was_hit(&self) -> bool {
+        self.state.lock().hit
     }
 }
 
@@ -101,6 +110,7 @@ impl State {
         if !fault.lasting {
             self.fault = None;
         }
+        self.hit = true;
         Err(error)
     }
 

@@ -27,6 +27,8 @@ pub(crate) struct NewBase {
     name: Name,
     /// The version before it.
     before: Option<Base>,
+    /// Whether it must be the very next one.
+    next: bool,
     staging: Staging,
 }
 
@@ -49,14 +51,28 @@ impl Store {
     pub(crate) fn new_base(&self, name: &Name) -> Result<NewBase> {
         let lock = self.lock()?;
         self.refuse_taken(name)?;
-        Ok(NewBase { store: self.clone(), name: name.clone(), before: None, staging: stage(&lock, name)? })
+        let staging = stage(&lock, name)?;
+        Ok(NewBase { store: self.clone(), name: name.clone(), before: None, next: false, staging })
     }
 
     /// Begins the next version of a base.
     pub(crate) fn new_version(&self, name: &Name) -> Result<NewBase> {
         let lock = self.lock()?;
         let before = Some(self.base(&BaseRef { name: name.clone(), version: None })?);
-        Ok(NewBase { store: self.clone(), name: name.clone(), before, staging: stage(&lock, name)? })
+        let staging = stage(&lock, name)?;
+        Ok(NewBase { store: self.clone(), name: name.clone(), before, next: false, staging })
+    }
+
+    /// Begins the version that follows `before`: no other one comes between them.
+    ///
+    /// # Errors
+    /// `NotFound`, `Changed` when `before` is not the newest any more, the host's.
+    pub(crate) fn next_version(&self, before: &Base) -> Result<NewBase> {
+        let new = self.new_version(&before.name)?;
+        match &new.before {
+            Some(newest) if newest.id() == before.id() => Ok(NewBase { next: true, ..new }),
+            _ => Err(overtaken(before)),
+        }
     }
 
     /// The empty `file` at `path` as a delta of `size` bytes over a version (over nothing, when `None`), open for
@@ -83,6 +99,11 @@ impl Store {
         chain.files.insert(0, path);
         Ok(chain)
     }
+}
+
+fn overtaken(before: &Base) -> Error {
+    let message = format!("another version came after {} meanwhile; run it again", before.id());
+    Error::new(crate::error::Kind::Changed, message)
 }
 
 /// Seals the disk of a version in its staged folder and writes the manifest that `manifest` makes of the fingerprint;
@@ -187,6 +208,9 @@ impl NewBase {
         let (Some(last), Some(digest)) = (known.last(), now) else { return Err(self.lost(&before)) };
         if digest != before.digest {
             return Err(self.lost(&before));
+        }
+        if self.next && *last != before.version {
+            return Err(overtaken(&before));
         }
         let version = last.checked_add(1).ok_or_else(|| Error::invalid("there is no version number left"))?;
         let cannot = |error| Error::io(format!("cannot write base {}", self.name), error);

@@ -13,7 +13,7 @@ use cowshed::ops::import::{ImportRequest, import, promote};
 use cowshed::ops::merge::rules::Rules;
 use cowshed::ops::rebase::{MergeSettings, RebaseRequest, Strategy, rebase, rebase_waiting};
 use cowshed::ops::resize::{ResizeRequest, Size, resize};
-use cowshed::ops::shrink::shrink;
+use cowshed::ops::shrink::{shrink, shrink_base};
 use cowshed::ops::verify::reseal;
 use cowshed::storage::Watch;
 use cowshed::store::{Access, BaseRef, Canary, CloneOptions, DiskFormat, Name, Store, Target};
@@ -159,6 +159,7 @@ impl Command {
             _ if self.first => nothing(),
             "gc" | "gc of a version between others" => versions(),
             "rm --checkpoint between others" => layers(),
+            "shrink --recompress" => resting(),
             _ => everything(),
         }
     }
@@ -189,7 +190,7 @@ fn repair(place: &Place) -> Result<()> {
 /// All commands.
 pub fn all() -> Vec<Command> {
     type Run = fn(&Place) -> Result<()>;
-    let table: [(&'static str, Option<Kind>, Run); 45] = [
+    let table: [(&'static str, Option<Kind>, Run); 47] = [
         ("first import", Some(Kind::Exists), |p| p.import("one.raw", "base")),
         ("import", Some(Kind::Exists), |p| p.import("two.raw", "second")),
         ("import qcow2", Some(Kind::Exists), |p| p.import("three.qcow2", "third")),
@@ -229,7 +230,9 @@ pub fn all() -> Vec<Command> {
         ("promote", None, |p| promote(&p.store()?, &name("c"), &name("lines"), &Silent).map(drop)),
         ("gc", None, |p| p.gc("first")),
         ("gc of a version between others", None, |p| p.gc("middle")),
-        ("shrink", None, |p| shrink(&p.store()?, &name("worn"), &Silent).map(drop)),
+        ("shrink", None, |p| shrink(&p.store()?, &name("worn"), false, &Silent).map(drop)),
+        ("shrink --recompress", None, |p| shrink(&p.store()?, &name("rests"), true, &Silent).map(drop)),
+        ("shrink of a base", None, |p| shrink_base(&p.store()?, &base_ref("ext"), &Silent).map(drop)),
         ("rebase --strategy keep", None, |p| p.rebase("c", "lines", Strategy::Keep)),
         ("rebase --strategy replace", None, |p| p.rebase("c", "lines", Strategy::Replace)),
         ("rebase --strategy merge", None, |p| p.rebase("e", "os", Strategy::Merge)),
@@ -309,7 +312,7 @@ fn systems() -> &'static [Vec<u8>; 3] {
     })
 }
 
-/// A small filesystem without inodes that remember when it was made smaller.
+/// A small filesystem, with blocks that hold what is deleted, without inodes that remember when it was made smaller.
 fn filesystem() -> &'static [u8] {
     static FILESYSTEM: OnceLock<Vec<u8>> = OnceLock::new();
     FILESYSTEM.get_or_init(|| {
@@ -317,9 +320,15 @@ fn filesystem() -> &'static [u8] {
         let (image, files) = (dir.path().join("image"), dir.path().join("files"));
         fs::create_dir(&files).unwrap();
         fs::write(files.join("file"), sample(50_000)).unwrap();
+        let gone = dir.path().join("gone");
+        fs::write(&gone, sample(80_000)).unwrap();
         let (image, files) = (image.to_str().unwrap(), files.to_str().unwrap());
         let features = "^has_journal,^resize_inode";
         must("mke2fs", &["-q", "-t", "ext4", "-b", "1024", "-O", features, "-d", files, image, "512"]);
+        // Blocks of a file that is gone keep what it had.
+        for request in [&format!("write {} gone", gone.display()), "rm gone"] {
+            must("debugfs", &["-w", "-R", request, image]);
+        }
         fs::read(image).unwrap()
     })
 }
@@ -425,6 +434,18 @@ pub fn layers() -> Built {
         store.checkpoint(&name("h"), None).unwrap();
     }
     write(&store, "h", 4, 64_000);
+    built
+}
+
+/// The same with a clone that has written a whole cluster of what can be compressed.
+pub fn resting() -> Built {
+    let built = everything();
+    let store = Place::new(built.path()).store().unwrap();
+    store.create_clones(&base_ref("base"), &[name("rests")], &CloneOptions::default()).unwrap();
+    let open = store.open_clone(&name("rests"), Access::Write).unwrap();
+    let text: Vec<u8> = sample(150_000).iter().map(|byte| b'a' + byte % 16).collect();
+    open.disk.write(&text, GuestOffset(0)).unwrap();
+    open.close().unwrap();
     built
 }
 

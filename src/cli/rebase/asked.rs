@@ -28,7 +28,7 @@ impl Rebase {
         let onto = self.onto.as_ref().ok_or_else(|| Error::invalid("no base version is given"))?;
         let onto = store.base(onto)?;
         let mut clones = match self.all {
-            true => all(store, &onto.name, &self.only)?,
+            true => all(store, &onto.name, &self.fleet.only)?,
             false => self.clones.iter().map(|name| store.clone_named(name)).collect::<Result<_>>()?,
         };
         if let Some(canary) = self.canary {
@@ -42,7 +42,7 @@ impl Rebase {
             onto: onto.id(),
             strategy: self.strategy.unwrap_or(Strategy::Merge),
             rules: self.rules.as_deref().map(read_rules).transpose()?.unwrap_or_default(),
-            only: self.only.clone(),
+            only: self.fleet.only.clone(),
             keep_disks: self.keep_disk.clone(),
             clones,
         })

@@ -2,7 +2,7 @@
 
 use super::Rebase;
 use super::asked::Asked;
-use super::only::Only;
+use crate::cli::only::Only;
 use crate::cli::{Outcome, output};
 use crate::error::Result;
 use crate::ops::rebase::{Ending, RebaseRequest, rebase_at_next_start};
@@ -34,10 +34,11 @@ pub(super) fn cancel(store: &Store, rebase: &Rebase) -> Outcome {
     let names: Vec<Name> = match rebase.all {
         true => {
             let Survey { clones, broken, .. } = store.survey()?;
-            let meant = |clone: &store::Clone| clone.waiting.is_some() && Only::means(&rebase.only, clone);
+            let meant =
+                |clone: &store::Clone| clone.waiting.is_some() && Only::means(&rebase.fleet.only, clone);
             let waiting = clones.into_iter().filter(meant).map(|clone| clone.name);
             // What cannot be read is taken back as well; its clone is broken as long as it is there.
-            let named = broken.iter().filter(|broken| broken.kind == "clone" && rebase.only.is_empty());
+            let named = broken.iter().filter(|broken| broken.kind == "clone" && rebase.fleet.only.is_empty());
             let unread = named.filter_map(|broken| broken.name.parse().ok());
             waiting.chain(unread.filter(|name| store.waiting(name).is_err())).collect()
         }

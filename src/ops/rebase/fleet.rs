@@ -4,9 +4,8 @@ use super::bases::Bases;
 use super::{Outcome, RebaseRequest, Rebased, plan_one, rebase_one};
 use crate::error::{Error, Kind};
 use crate::ops::Progress;
+use crate::ops::many::many;
 use crate::store::{Name, Store, Waiting};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
 
 /// What came of one clone.
 #[derive(Debug)]
@@ -35,27 +34,9 @@ pub fn rebase_all(
     progress: &dyn Progress,
     each: &mut dyn FnMut(&Name, Ending),
 ) {
-    let (next, bases) = (AtomicUsize::new(0), Bases::default());
-    let requests = by_version(store, requests);
-    let (told, endings) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.clamp(1, requests.len().max(1)) {
-            let (told, next, bases, requests) = (told.clone(), &next, &bases, &requests);
-            scope.spawn(move || {
-                while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if progress.cancelled() {
-                        return;
-                    }
-                    // Nobody listens any more only when the caller has panicked.
-                    let _ = told.send((request, one(store, request, bases, only_plan, progress)));
-                }
-            });
-        }
-        drop(told);
-        for (request, ending) in endings {
-            each(&request.clone, ending);
-        }
-    });
+    let (bases, requests) = (Bases::default(), by_version(store, requests));
+    let work = |request: &&RebaseRequest| one(store, request, &bases, only_plan, progress);
+    many(&requests, jobs, progress, work, &mut |request, ending| each(&request.clone, ending));
 }
 
 /// Clones that stand on the same version one after the other: what is read of it is needed by all of them, and then by

@@ -86,16 +86,7 @@ impl<'a> Search<'a> {
         let Some(Layer::Qcow2(image)) = disk.layers().first() else {
             return Err(Error::invalid("the disk has no layer of its own"));
         };
-        let mut free: Vec<Range<u64>> = Vec::new();
-        for area in &mut *areas {
-            let Free::Known(ranges) = &mut area.free else { continue };
-            for range in std::mem::take(ranges) {
-                match free.last_mut() {
-                    Some(last) if last.end == range.start => last.end = range.end,
-                    _ => free.push(range),
-                }
-            }
-        }
+        let free = free_ranges(areas);
         Ok(Self { disk, header: image.header(), areas, free, own: vec![0; areas.len()], at: 0 })
     }
 
@@ -225,6 +216,21 @@ impl<'a> Search<'a> {
         let place = self.free.partition_point(|free| free.end <= range.start);
         self.free.get(place).is_some_and(|free| free.start <= range.start && range.end <= free.end)
     }
+}
+
+/// What is free in all areas, in order and apart from each other; it is taken out of them.
+pub(super) fn free_ranges(areas: &mut [Area]) -> Vec<Range<u64>> {
+    let mut free: Vec<Range<u64>> = Vec::new();
+    for area in areas {
+        let Free::Known(ranges) = &mut area.free else { continue };
+        for range in std::mem::take(ranges) {
+            match free.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => free.push(range),
+            }
+        }
+    }
+    free
 }
 
 /// What a thread reads into.

@@ -1,7 +1,27 @@
-//! Which clones are meant.
+//! Which of all clones are meant, and how many are worked on at a time.
 
 use crate::store;
+use clap::Args;
 use globset::{Glob, GlobMatcher};
+
+/// `--only` and `--jobs`, for commands that have `--all`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Fleet {
+    /// Of those only the ones whose name matches a pattern (web-*), or that have a label (KEY=VALUE); may be given
+    /// several times, and then any of them counts.
+    #[arg(long, value_name = "PATTERN", requires = "all")]
+    pub(super) only: Vec<Only>,
+    /// Clones at a time [default: one for every two processors].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: Option<u16>,
+}
+
+impl Fleet {
+    /// How many clones are worked on at a time.
+    pub(super) fn jobs(&self) -> usize {
+        self.jobs.map_or_else(|| rayon::current_num_threads().div_ceil(2), usize::from)
+    }
+}
 
 /// A pattern for names, or a label.
 #[derive(Clone, Debug)]
