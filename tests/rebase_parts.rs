@@ -363,9 +363,26 @@ fn two_plain_useradds_are_merged_and_each_has_its_files() {
         let fields: Vec<&str> = line.split(':').collect();
         [fields[2].parse::<u32>().unwrap(), fields[3].parse::<u32>().unwrap()]
     };
+    let groups: Vec<(String, u32)> = lines(&mount.path("etc/group"))
+        .iter()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .map(|fields| (fields[0].to_owned(), fields[2].parse().unwrap()))
+        .collect();
+    let group = |name: &str| {
+        let found: Vec<u32> = groups.iter().filter(|(known, _)| known == name).map(|(_, id)| *id).collect();
+        assert_eq!(found.len(), 1, "{name}: {groups:?}");
+        found[0]
+    };
     assert_eq!((of("ann"), of("alice"), of("bob")), ([1000, 1000], [1001, 1001], [1002, 1002]));
     assert_eq!(of("daemon-of-clone"), [999, 999]);
-    assert_ne!(of("daemon-of-base"), [999, 999]);
+    // None is free behind 999, so it is the first of all.
+    assert_eq!(of("daemon-of-base"), [100, 100]);
+    for name in ["ann", "alice", "bob", "daemon-of-clone", "daemon-of-base"] {
+        assert_eq!(group(name), of(name)[1], "{name}: {groups:?}");
+    }
+    let mut ids: Vec<u32> = groups.iter().map(|(_, id)| *id).collect();
+    ids.sort_unstable();
+    assert!(ids.windows(2).all(|pair| pair[0] != pair[1]), "{groups:?}");
     for (path, name) in
         [("home/bob", "bob"), ("home/bob/data", "bob"), ("home/alice", "alice"), ("home/alice/data", "alice")]
     {
