@@ -224,9 +224,26 @@ impl<'a> Merge<'a> {
     pub(super) fn whole(&self, object: Object, side: Side, forced: bool) -> Fate {
         let version = Version::from(side);
         let Some(ino) = *object.of_version(version) else { return Fate::Dead(side) };
+        if side == Side::Base && !forced {
+            return Fate::Kept;
+        }
+        Fate::Live(Box::new(self.live((version, ino), side, forced)))
+    }
+
+    fn live(&self, (version, ino): (Version, u32), side: Side, forced: bool) -> Live {
         let file = self.file(version, ino);
-        let names = self.names(version, file);
-        Fate::Live(Box::new(Live { names, source: Source::Of(side), facts: Facts::of(file), forced }))
+        Live { names: self.names(version, file), source: Source::Of(side), facts: Facts::of(file), forced }
+    }
+
+    /// What is known of a file of the result, to be changed.
+    pub(super) fn live_mut(&mut self, at: usize) -> Option<&mut Live> {
+        if let (Fate::Kept, Some(ino)) = (&self.fates[at], self.objects.all[at].base) {
+            self.fates[at] = Fate::Live(Box::new(self.live((Version::Base, ino), Side::Base, false)));
+        }
+        match &mut self.fates[at] {
+            Fate::Live(live) => Some(live),
+            Fate::Kept | Fate::Dead(_) => None,
+        }
     }
 
     /// The names of a file, sorted.
