@@ -190,8 +190,8 @@ impl<'a> Merge<'a> {
                         && self.objects.object(Version::Old, was.0) == self.objects.object(version, is.0)
                 })
             };
-            if differ(old, new)
-                || old.modified != new.modified
+            // Most are one record in memory.
+            if (!std::ptr::eq(old, new) && (differ(old, new) || old.modified != new.modified))
                 || old.names.len() != new.names.len()
                 || !same_names()
                 || (old.kind == FileKind::Regular

@@ -15,6 +15,7 @@ pub mod dpkg;
 pub mod fat;
 mod fate;
 pub mod keyed;
+pub mod later;
 mod names;
 mod numbers;
 pub mod packages;
