@@ -7,6 +7,7 @@ pub mod accounts;
 mod apply;
 mod beside;
 mod changes;
+mod content;
 mod databases;
 pub mod debconf;
 mod decide;
