@@ -260,3 +260,138 @@ fn fast_commits_are_refused_and_an_unused_area_for_them_is_not() {
     let tree = by_reader(&Ext4::open(&replayed).unwrap());
     assert_same(&tree, &after_a_mount(&image, dir.path()), "fast_commit");
 }
+
+/// Castagnoli's polynomial, bit by bit: no code of ours, nor a library.
+fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
+    bytes.iter().fold(seed, |sum, byte| {
+        (0..8).fold(
+            sum ^ u32::from(*byte),
+            |sum, _| if sum & 1 == 1 { sum >> 1 ^ 0x82f6_3b78 } else { sum >> 1 },
+        )
+    })
+}
+
+fn be(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+/// Makes a journal whose blocks have checksums of the third kind one that has them of the second, as kernels before 3.18
+/// wrote them: half of each sum, in smaller tags. How many tags it has.
+fn second_kind(image: &Image) -> usize {
+    let filesystem = Ext4::open(image).unwrap();
+    let extents = filesystem.inode(Ino(8)).and_then(|inode| filesystem.extents(&inode)).unwrap();
+    let size = filesystem.superblock().block_size;
+    let place = |number: u64| {
+        let extent = extents.iter().find(|extent| (extent.logical..extent.logical_end()).contains(&number));
+        extent.map(|extent| (extent.physical.0 + number - extent.logical) * size).unwrap()
+    };
+    let read = |number: u64| {
+        let mut block = vec![0; size as usize];
+        image.read(&mut block, GuestOffset(place(number))).unwrap();
+        block
+    };
+    let mut head = read(0);
+    let (first, end, start) = (be(&head, 0x14), be(&head, 0x10), be(&head, 0x1c));
+    let (mut sequence, features) = (be(&head, 0x18), be(&head, 0x28));
+    assert_eq!(features & 0x18, 0x10, "{features:#x}");
+    assert!(start != 0);
+    let (wide, seed) = (features & 2 != 0, crc32c(!0, &head[0x30..0x40]));
+    head[0x28..0x2c].copy_from_slice(&(features ^ 0x18).to_be_bytes());
+    head[0xfc..0x100].fill(0);
+    let sum = crc32c(!0, &head[..1024]);
+    head[0xfc..0x100].copy_from_slice(&sum.to_be_bytes());
+    image.write(place(0), &head);
+    let next = |number: u32| if number + 1 == end { first } else { number + 1 };
+    let (mut number, mut count) = (start, 0);
+    loop {
+        let old = read(u64::from(number));
+        if be(&old, 0) != 0xc03b_3998 || be(&old, 8) != sequence {
+            return count;
+        }
+        let (here, kind) = (number, be(&old, 4));
+        number = next(number);
+        if kind == 2 {
+            sequence += 1;
+        }
+        if kind != 1 {
+            continue;
+        }
+        // The header stays, tags follow, and the sum over all of it is the end.
+        let mut new = old[..12].to_vec();
+        let mut at = 12;
+        loop {
+            let (flags, sum) = (be(&old, at + 4), be(&old, at + 12));
+            new.extend_from_slice(&old[at..at + 4]);
+            new.extend_from_slice(&(sum as u16).to_be_bytes());
+            new.extend_from_slice(&(flags as u16).to_be_bytes());
+            if wide {
+                new.extend_from_slice(&old[at + 8..at + 12]);
+            }
+            // The tag has two bytes more that mean nothing.
+            new.extend_from_slice(&[0; 2]);
+            at += 16;
+            if flags & 2 == 0 {
+                new.extend_from_slice(&old[at..at + 16]);
+                at += 16;
+            }
+            let mut data = read(u64::from(number));
+            // Both kinds of sums are over the block as it stands in the log.
+            assert_eq!(crc32c(crc32c(seed, &sequence.to_be_bytes()), &data), sum);
+            data.clear();
+            number = next(number);
+            count += 1;
+            if flags & 8 != 0 {
+                break;
+            }
+        }
+        new.resize(old.len(), 0);
+        let end = new.len() - 4;
+        let sum = crc32c(seed, &new);
+        new[end..].copy_from_slice(&sum.to_be_bytes());
+        image.write(place(u64::from(here)), &new);
+    }
+}
+
+#[test]
+fn a_journal_with_checksums_of_the_second_kind_is_replayed_as_the_kernel_and_e2fsck_do() {
+    for arguments in [&["-t", "ext4"][..], &["-t", "ext4", "-b", "1024", "-O", "^64bit"]] {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dirty(arguments, "rw", dir.path(), work);
+        let third = by_reader(&Ext4::open(Replayed::open(&image).unwrap()).unwrap());
+        let tags = second_kind(&image);
+        assert!(tags > 100, "{tags}");
+        let context = format!("{arguments:?}");
+        let replayed = Replayed::open(&image).unwrap();
+        assert!(replayed.transactions() > 3);
+        let ours = by_reader(&Ext4::open(&replayed).unwrap());
+        assert_same(&ours, &third, &context);
+        assert_same(&ours, &after_a_mount(&image, dir.path()), &context);
+        let mended = image.copy(&dir.path().join("mended"));
+        let done = Command::new("e2fsck").args(["-fy", mended.text()]).output().unwrap();
+        assert!(matches!(done.status.code(), Some(0 | 1)), "{done:?}");
+        assert!(!String::from_utf8_lossy(&done.stdout).contains("corrupt"), "{done:?}");
+        assert_same(&ours, &by_reader(&Ext4::open(&mended).unwrap()), &context);
+        // Who writes the blocks has a sound filesystem, and an empty journal whose own sum is right.
+        let copy = image.copy(&dir.path().join("written"));
+        for (block, data) in replayed.written() {
+            copy.write(block.0 * replayed.block_size(), data);
+        }
+        is_clean(&copy);
+        // One bit of a block in the log, and it is damage for both.
+        let filesystem = Ext4::open(&image).unwrap();
+        let journal = filesystem.inode(Ino(8)).and_then(|inode| filesystem.extents(&inode)).unwrap();
+        let size = filesystem.superblock().block_size;
+        let mut start = [0; 4];
+        image.read(&mut start, GuestOffset(journal[0].physical.0 * size + 0x1c)).unwrap();
+        let at = (journal[0].physical.0 + u64::from(u32::from_be_bytes(start)) + 1) * size + 77;
+        let mut byte = [0];
+        image.read(&mut byte, GuestOffset(at)).unwrap();
+        image.write(at, &[byte[0] ^ 1]);
+        let error = Replayed::open(&image).map(drop).unwrap_err();
+        assert!(error.kind() == Kind::Corrupt && error.to_string().contains("checksum"), "{error}");
+        let broken = image.copy(&dir.path().join("broken"));
+        let done = Command::new("e2fsck").args(["-fy", broken.text()]).output().unwrap();
+        let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+        assert!(said.contains("corrupt") || said.contains("checksum"), "{said}");
+    }
+}

@@ -340,6 +340,48 @@ fn a_group_that_stands_alone_does_not_take_the_number_of_a_users_own() {
     assert_ne!(judged(&twice), "");
 }
 
+#[test]
+fn a_group_follows_its_user_only_to_a_number_that_no_other_group_has() {
+    let mut fs = Fs::new();
+    ["/etc", "/srv", "/home"].into_iter().for_each(|path| fs.folder(path));
+    Database::ALL.into_iter().for_each(|database| fs.file(&text(database.path()), ""));
+    System::default().write(&mut fs);
+    // In the clone bob has another number, and none of the groups with his two numbers is his.
+    let base = [("bob", Some([1002, 1002]), 1002)];
+    let clone = [("bob", Some([1005, 1007]), 1007), ("alice", None, 1002), ("staff", None, 1005)];
+    let side = |number: u32, accounts: &[(&str, Option<[u32; 2]>, u32)]| {
+        let (mut system, mut fs) = (System::default(), fs.fork(number));
+        for (name, user, group) in accounts {
+            // His group has his name in the base alone.
+            let group_name = if *group == 1007 { "guests" } else { name };
+            system.groups.insert(group_name.to_owned(), *group);
+            system.users.extend(user.map(|ids| ((*name).to_owned(), ids)));
+        }
+        system.write(&mut fs);
+        for (name, user, group) in accounts {
+            let inode = fs.make(format!("/srv/{number}-{name}").as_bytes(), FileKind::Regular);
+            (inode.uid, inode.gid) = (user.map_or(0, |ids| ids[0]), *group);
+        }
+        fs
+    };
+    let (base, clone) = (side(1, &base), side(2, &clone));
+    let (mut expected, of_clone) = (owners(&base), owners(&clone));
+    expected.extend(of_clone);
+    let case = Case { three: Three { old: fs, base, clone } };
+    let (plan, merged) = case.merged();
+    assert_eq!(plan.renumbered.len(), 2, "{:?}", plan.renumbered);
+    let [users, groups] = names(&merged);
+    let holders = |names: &BTreeMap<u32, BTreeSet<String>>, id: u32| {
+        names.get(&id).map(|names| names.iter().cloned().collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(holders(&users, 1005).as_deref(), Some("bob"));
+    assert_eq!(holders(&groups, 1005).as_deref(), Some("staff"), "{:?}", plan.renumbered);
+    assert_eq!(holders(&groups, 1002).as_deref(), Some("alice"), "{:?}", plan.renumbered);
+    assert!(users.values().chain(groups.values()).all(|names| names.len() == 1), "{users:?} {groups:?}");
+    assert_eq!(owners(&merged), expected);
+    assert_eq!(judged(&merged), "");
+}
+
 fn content(fs: &Fs, path: &str) -> String {
     text(&fs.inodes[&fs.find(path.as_bytes()).unwrap()].content)
 }

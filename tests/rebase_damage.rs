@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const REBASE: [&str; 4] = ["rebase", "web", "--onto", "os@2"];
@@ -207,7 +207,7 @@ const PHASES: [Phase; 5] = [
     ("nothing is done yet", |_, _| true),
     ("the new layer is there", |case, _| staged(case, |_| true)),
     ("the new layer is written", |case, _| staged(case, |disk| disk.blocks() * 512 > WRITTEN)),
-    ("the merged filesystem is checked", |_, child| runs_e2fsck(child.id())),
+    ("the merged filesystem is checked", |_, child| child_that_runs(child.id(), "e2fsck").is_some()),
     ("the state from before is a checkpoint", |case, _| {
         let folder = fs::read_dir(case.shed.root().join("clones/web")).unwrap();
         folder
@@ -225,17 +225,18 @@ fn staged(case: &Case, is: impl Fn(&fs::Metadata) -> bool) -> bool {
     disks.into_iter().any(|disk| is(&disk))
 }
 
-/// Whether a child of the process, or one of its, is e2fsck.
-fn runs_e2fsck(process: u32) -> bool {
-    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+/// A child of the process, or one of its, that runs a program.
+fn child_that_runs(process: u32, program: &str) -> Option<u32> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
-    let all = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
-    all.chain([children]).any(|list| {
-        list.split_whitespace().filter_map(|child| child.parse().ok()).any(|child: u32| {
-            let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-            name.trim() == "e2fsck" || runs_e2fsck(child)
-        })
-    })
+    let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    let children: Vec<u32> = lists
+        .flat_map(|list| list.split_whitespace().filter_map(|child| child.parse().ok()).collect::<Vec<_>>())
+        .collect();
+    let runs = |child: &u32| {
+        fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name.trim() == program)
+    };
+    let own = children.iter().copied().find(runs);
+    own.or_else(|| children.into_iter().find_map(|child| child_that_runs(child, program)))
 }
 
 /// Kills a rebase when a phase is seen; false when it ended before that.
@@ -279,6 +280,46 @@ fn a_rebase_that_is_killed_in_any_phase_leaves_the_clone_as_before_or_as_after()
         }
         println!("{phase}: {hits} killed, {after} ended or were killed after the rename");
         assert!(hits >= 2, "{phase}: only {hits} were killed in it");
+    }
+    before.is_overcome(&case);
+    assert!(case.tmp_is_empty());
+}
+
+#[test]
+fn a_helper_of_a_merge_that_is_killed_fails_it_in_one_sentence_and_nothing_is_changed() {
+    let big = |dir: &Path| fs::write(dir.join("home/big"), Rng::new(7).bytes(3 << 20)).unwrap();
+    let case = Case::with(|_| {}, big);
+    let before = Before::of(&case);
+    // What edits the filesystem is our own program, in a process of its own.
+    for helper in ["cowshed", "e2fsck"] {
+        let (mut failed, mut reasons) = (0, BTreeSet::new());
+        for _ in 0..40 {
+            let mut command = case.shed.command(&REBASE);
+            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            while child.try_wait().unwrap().is_none() {
+                if let Some(helper) = child_that_runs(child.id(), helper) {
+                    let _ = Command::new("kill").args(["-9", &helper.to_string()]).output().unwrap();
+                    break;
+                }
+            }
+            let output = child.wait_with_output().unwrap();
+            if output.status.success() {
+                // It had done its work already.
+                case.shed.ok(&["undo", "web"]);
+                case.shed.ok(&["rm", "web"]);
+                case.clone("web", &case.mine);
+                continue;
+            }
+            let said = one_line(&output, 1, &REBASE);
+            before.holds(&case, &said);
+            failed += 1;
+            reasons.insert(said);
+            if failed == 3 {
+                break;
+            }
+        }
+        println!("{helper}: {failed} failed: {reasons:#?}");
+        assert!(failed >= 1, "{helper} was never killed before its end");
     }
     before.is_overcome(&case);
     assert!(case.tmp_is_empty());

@@ -31,6 +31,9 @@ const APART: [Part; 5] = [
     // The table does not name it.
     ("/partition-5", 8, &[]),
 ];
+/// Those of [`TYPES`].
+const TYPED: [Part; 4] = [("", 16, &[]), ("/home", 8, &[]), ("/srv", 8, &[]), ("/var", 12, &[])];
+const TYPES: [&str; 4] = ["8304", "8302", "8306", "8310"];
 const TOGETHER: [Part; 1] = [("", 32, &[])];
 
 /// One version of a system's files.
@@ -85,7 +88,9 @@ impl System {
         for (number, (start, (_, mib, _))) in (1..).zip(starts.iter().zip(self.parts)) {
             arguments.push(format!("-n{number}:{start}M:+{mib}M"));
         }
-        if self.parts.len() > 1 {
+        if self.parts == TYPED {
+            arguments.extend((1..).zip(TYPES).map(|(number, kind)| format!("-t{number}:{kind}")));
+        } else if self.parts.len() > 1 {
             arguments.push(format!("-u4:{SRV}"));
         }
         arguments.push(path.to_str().unwrap().to_owned());
@@ -156,9 +161,21 @@ impl Case {
         base: &[(&str, &str)],
         clone: &[(&str, &str)],
     ) -> Self {
+        Self::with(parts, old, base, clone, |_| {})
+    }
+
+    /// The same, of an old base that `make` has finished.
+    fn with(
+        parts: &'static [Part],
+        old: &[(&str, &str)],
+        base: &[(&str, &str)],
+        clone: &[(&str, &str)],
+        make: impl FnOnce(&System),
+    ) -> Self {
         let shed = Shed::new();
         let was = System::new(parts);
         was.mounted().write_all(old);
+        make(&was);
         let (new, mine) = (was.copy(), was.copy());
         new.mounted().write_all(base);
         mine.mounted().write_all(clone);
@@ -228,9 +245,14 @@ const LONGER: &str = "/.\n/usr\n/usr/bin\n/usr/bin/tool\n/usr/bin/more\n";
 
 /// All kinds of things that are known by a path of the whole system.
 fn case(parts: &'static [Part]) -> Case {
-    let (fstab, [first, second, third]) = (fstab(), ["1", "2", "3"].map(status));
+    with_table(parts, "/etc/fstab", &fstab())
+}
+
+/// The same, with a table of mounts in a file.
+fn with_table(parts: &'static [Part], file: &str, table: &str) -> Case {
+    let (fstab, [first, second, third]) = (table, ["1", "2", "3"].map(status));
     let old = [
-        ("/etc/fstab", &fstab[..]),
+        (file, fstab),
         ("/etc/systemd/system/x.service", "x\n"),
         ("/etc/conf", "a\nb\nc\nd\ne\n"),
         ("/home/ann/notes", "old\n"),
@@ -312,6 +334,46 @@ fn files_on_several_partitions_merge_as_if_they_lay_on_one() {
 }
 
 #[test]
+fn partitions_are_where_their_types_say_when_no_table_does() {
+    let rules = "both /home/ann/notes\nclone /srv/www/**\nbase /partition-5/**\n";
+    // Without any table, and with one that names the root alone.
+    for (file, table) in [("/etc/no-table", "x\n"), ("/etc/fstab", "/dev/vda1 / ext4\n")] {
+        let (apart, together) = (with_table(&TYPED, file, table), with_table(&TOGETHER, file, table));
+        let plans = [apart.plan(rules), together.plan(rules)];
+        for part in ["conflicts", "volatile", "settled", "kept", "derived", "packages"] {
+            let [apart, together] = [sorted(&plans[0], part), sorted(&plans[1], part)];
+            assert_eq!(apart, together, "{file}: {part}");
+            assert!(!apart.is_empty(), "{file}: {part}");
+        }
+        assert_eq!(apart.merged(rules), together.merged(rules), "{file}");
+    }
+}
+
+#[test]
+fn a_type_says_nothing_when_a_table_or_the_files_of_the_root_say_otherwise() {
+    let change = |text| [("/home/ann/notes", text), ("/srv/made", text)];
+    let conflicts = |old: &[(&str, &str)], hidden: bool| {
+        let (base, clone) = (change("base\n"), change("clone\n"));
+        let case = Case::with(&TYPED, old, &base, &clone, |system| {
+            if hidden {
+                // Something lies below the place where the partition would be mounted.
+                let root = system.images[0].mount(true);
+                fs::create_dir_all(root.path("home")).unwrap();
+                fs::write(root.path("home/here"), "x").unwrap();
+            }
+        });
+        let plan = case.plan("");
+        let paths = plan["conflicts"].as_array().unwrap().iter();
+        paths.map(|conflict| conflict["path"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let [notes, made] = change("old\n");
+    let table = ("/etc/fstab", "/dev/vda1 / ext4\n/dev/vda2 /data ext4\n");
+    assert_eq!(conflicts(&[notes, made, table], false), ["/data/ann/notes", "/srv/made"]);
+    assert_eq!(conflicts(&[notes, made], true), ["/partition-2/ann/notes", "/srv/made"]);
+    assert_eq!(conflicts(&[notes, made], false), ["/home/ann/notes", "/srv/made"]);
+}
+
+#[test]
 fn without_a_table_each_filesystem_is_its_own_and_a_lone_one_is_the_root() {
     let change = |text| [("/home/ann/notes", text), ("/etc/made", text)];
     let case = Case::new(&APART, &change("old\n"), &change("base\n"), &change("clone\n"));
@@ -344,4 +406,36 @@ fn a_guest_that_sleeps_in_a_swap_file_is_refused_by_name() {
         assert_eq!(file_digest(&case.shed.delta("web")), before);
     }
     assert!(!Case::new(&APART, &old, &awake, &awake).plan("").is_null());
+}
+
+#[test]
+fn a_guest_that_sleeps_in_a_file_that_no_table_names_is_refused_when_it_was_not_shut_down() {
+    let case = Case::new(&TOGETHER, &[("/etc/x", "x\n")], &[("/etc/y", "y\n")], &[]);
+    let out = case.shed.path("out");
+    case.shed.ok(&["export", "web", out.to_str().unwrap(), "--format", "raw"]);
+    let (old, system) = (fs::read(out).unwrap(), System::new(&TOGETHER));
+    let image = &system.images[0];
+    fs::write(image.path(), &old[MIB..][..32 * MIB]).unwrap();
+    let mount = image.mount(true);
+    let mut swap = vec![7; 80 << 10];
+    swap[4086..4095].copy_from_slice(b"S1SUSPEND");
+    fs::write(mount.path("sleeper"), &swap).unwrap();
+    fs::File::open(mount.path("sleeper")).unwrap().sync_all().unwrap();
+    let asleep = fs::read(image.path()).unwrap();
+    // Whoever is shut down does not sleep, whatever a file says.
+    drop(mount);
+    let awake = fs::read(image.path()).unwrap();
+    for (name, root, sleeps) in [("asleep", asleep, true), ("awake", awake, false)] {
+        let mut disk = old.clone();
+        disk[MIB..][..32 * MIB].copy_from_slice(&root);
+        clone_with(&case.shed, name, &old, &disk);
+        let before = file_digest(&case.shed.delta(name));
+        if sleeps {
+            let said = case.shed.fails(1, &["rebase", name, "--onto", "os@2"]);
+            assert!(said.contains("/sleeper holds the memory of the clone, which hibernates"), "{said}");
+            assert_eq!(file_digest(&case.shed.delta(name)), before);
+        } else {
+            case.shed.ok(&["rebase", name, "--onto", "os@2"]);
+        }
+    }
 }

@@ -226,6 +226,40 @@ fn a_conflict_on_the_esp_that_no_rule_decides_changes_nothing() {
 }
 
 #[test]
+fn the_esp_is_where_the_table_or_its_type_says() {
+    let places = [
+        (Some("LABEL=SYSTEM /efi vfat\n"), "", "/efi"),
+        (Some("LABEL=\"SYSTEM\" /boot/esp vfat\n"), "", "/boot/esp"),
+        (Some("UUID=C0FF-EE00 /somewhere vfat\n"), "efi", "/somewhere"),
+        // The table does not name it.
+        (Some("LABEL=OTHER /elsewhere vfat\n"), "efi", "/efi"),
+        (Some("/dev/vda3 / ext4\n"), "boot", "/boot"),
+        (Some("/dev/vda3 / ext4\n"), "boot/kernels", "/boot/efi"),
+        (None, "", "/boot/efi"),
+    ];
+    for (table, folder, at) in places {
+        let make = |parts: &Parts| {
+            run(parts.esp.mtools("mlabel").arg("::SYSTEM"));
+            let mount = parts.root.mount(true);
+            fs::create_dir_all(mount.path(folder)).unwrap();
+            fs::create_dir_all(mount.path("etc")).unwrap();
+            if let Some(table) = table {
+                fs::write(mount.path("etc/fstab"), table).unwrap();
+            }
+        };
+        let case = Case::with(make, |base, clone| {
+            base.esp.put("EFI/own.cfg", b"base\n");
+            clone.esp.put("EFI/own.cfg", b"clone\n");
+        });
+        // Where no rule decides it is a conflict, and its path says where it is.
+        let output = case.shed.output(&["rebase", "web", "--onto", "os@2", "--plan", "--json"]);
+        let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let path = &plan[0]["rebase"]["merge"]["conflicts"][0]["path"];
+        assert_eq!(path, &format!("{at}/EFI/own.cfg"), "{table:?}: {plan}");
+    }
+}
+
+#[test]
 fn names_that_differ_in_case_are_one_and_the_bases_spelling_stays() {
     let case = Case::new(|base, clone| {
         base.esp.put("EFI/new", b"base\n");
@@ -363,9 +397,26 @@ fn two_plain_useradds_are_merged_and_each_has_its_files() {
         let fields: Vec<&str> = line.split(':').collect();
         [fields[2].parse::<u32>().unwrap(), fields[3].parse::<u32>().unwrap()]
     };
+    let groups: Vec<(String, u32)> = lines(&mount.path("etc/group"))
+        .iter()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .map(|fields| (fields[0].to_owned(), fields[2].parse().unwrap()))
+        .collect();
+    let group = |name: &str| {
+        let found: Vec<u32> = groups.iter().filter(|(known, _)| known == name).map(|(_, id)| *id).collect();
+        assert_eq!(found.len(), 1, "{name}: {groups:?}");
+        found[0]
+    };
     assert_eq!((of("ann"), of("alice"), of("bob")), ([1000, 1000], [1001, 1001], [1002, 1002]));
     assert_eq!(of("daemon-of-clone"), [999, 999]);
-    assert_ne!(of("daemon-of-base"), [999, 999]);
+    // None is free behind 999, so it is the first of all.
+    assert_eq!(of("daemon-of-base"), [100, 100]);
+    for name in ["ann", "alice", "bob", "daemon-of-clone", "daemon-of-base"] {
+        assert_eq!(group(name), of(name)[1], "{name}: {groups:?}");
+    }
+    let mut ids: Vec<u32> = groups.iter().map(|(_, id)| *id).collect();
+    ids.sort_unstable();
+    assert!(ids.windows(2).all(|pair| pair[0] != pair[1]), "{groups:?}");
     for (path, name) in
         [("home/bob", "bob"), ("home/bob/data", "bob"), ("home/alice", "alice"), ("home/alice/data", "alice")]
     {

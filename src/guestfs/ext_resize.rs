@@ -2,8 +2,8 @@
 
 use super::Window;
 use super::ext4::{Ext4, Replayed};
-use super::free::is_asleep;
 use super::served::{PATH, Served, SharedDisk};
+use super::swap::sleeper;
 use super::tool::{Ended, Tool};
 use crate::error::{Error, Kind, Result};
 use crate::units::{GuestOffset, SECTOR};
@@ -127,8 +127,8 @@ fn refuse_asleep(disk: &crate::disk::Disk, start: u64, len: u64) -> Result<()> {
     if replayed.written().len() == 0 {
         return Ok(());
     }
-    match Ext4::open(&replayed).and_then(|filesystem| is_asleep(&filesystem)) {
-        Ok(true) => Err(Error::unsupported(
+    match Ext4::open(&replayed).and_then(|filesystem| sleeper(&filesystem)) {
+        Ok(Some(_)) => Err(Error::unsupported(
             "a swap file in it holds the memory of a guest that hibernates; start it and shut it down first",
         )),
         _ => Ok(()),

@@ -80,11 +80,38 @@ const BIOS_BOOT: [u8; 16] = *b"Hah!IdontNeedEFI";
 const PREP_BOOT: [u8; 16] =
     [0x38, 0x2d, 0x1a, 0x9e, 0x12, 0xc6, 0x16, 0x43, 0xaa, 0x26, 0x8b, 0x49, 0x52, 0x1e, 0x5a, 0x8b];
 
+/// Types that say where a partition is mounted, as the Discoverable Partitions Specification has them; one for the root of each
+/// architecture.
+const DISCOVERABLE: [(&str, &str); 13] = [
+    ("44479540-F297-41B2-9AF7-D131D5F0458A", ""),
+    ("4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709", ""),
+    ("69DAD710-2CE4-4E3C-B16C-21A1D49ABED3", ""),
+    ("B921B045-1DF0-41C3-AF44-4C6F280D3FAE", ""),
+    ("72EC70A6-CF74-40E6-BD49-4BDA08E8F224", ""),
+    ("C31C45E6-3F39-412E-80FB-4809C4980599", ""),
+    ("5EEAD9A9-FE09-4A1E-A1D7-520D00531306", ""),
+    ("77055800-792C-4F94-B39A-98C91B762BB6", ""),
+    ("BC13C2FF-59E6-4262-A352-B275FD6F7172", "/boot"),
+    ("933AC7E1-2EB4-4F13-B844-0E14E2AEF915", "/home"),
+    ("3B8F8425-20E0-4F3B-907F-1A25A76F98E8", "/srv"),
+    ("4D21B016-B534-45C2-A9FB-5C16E091FD2D", "/var"),
+    ("7EC6F557-3BC5-4ACA-B293-16EF5DF639D1", "/var/tmp"),
+];
+
 impl PartitionKind {
     /// Whether it is an EFI system partition.
     #[must_use]
     pub fn is_efi_system(self) -> bool {
         matches!(self, Self::Gpt(EFI_SYSTEM) | Self::Mbr(0xef))
+    }
+
+    /// Where a partition of this type is mounted without a table that says it; empty for `/`. EFI system partitions have
+    /// no such place of their own.
+    #[must_use]
+    pub fn mount_point(self) -> Option<&'static str> {
+        let Self::Gpt(guid) = self else { return None };
+        let text = guid_text(&guid);
+        DISCOVERABLE.iter().find(|(known, _)| *known == text).map(|(_, at)| *at)
     }
 
     /// Whether it is a place for a boot loader's code, without any files.

@@ -1,7 +1,8 @@
 //! Swap space of Linux, as `mkswap` makes it: what its first page says.
 
+use super::ext4::{Ext4, FileKind, Ino, Inode};
 use super::partitions::{Bytes, u32_at};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::units::{GuestOffset, KIB, length};
 
 /// Sizes of a page at whose end a signature is looked for.
@@ -14,6 +15,8 @@ pub(super) const SIGNATURES: [&[u8]; 2] = [b"SWAPSPACE2", b"SWAP-SPACE"];
 /// write it.
 pub(super) const SLEEPING: [&[u8]; 5] =
     [b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001", b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c"];
+/// A swap file has at least ten pages.
+const SMALLEST_FILE: u64 = 40 * KIB;
 /// Where the description begins, and its bytes: version, last page, count of bad pages, UUID, label.
 const DESCRIPTION: u64 = 1024;
 const DESCRIBED: usize = 44;
@@ -59,6 +62,46 @@ impl Swap {
     pub fn fits(&self, size: u64) -> bool {
         (u64::from(u32_at(&self.description, 4)) + 1) * self.page <= size
     }
+}
+
+/// Whether a regular file is swap space with the memory of a system that sleeps.
+///
+/// # Errors
+/// As [`Ext4::content`]; whatever reading the disk gives.
+pub fn sleeps_in<B: Bytes>(filesystem: &Ext4<B>, inode: &Inode) -> Result<bool> {
+    let (content, mut signature) = (filesystem.content(inode)?, [0; SIGNATURE]);
+    for page in PAGES {
+        let read = content.read(page - length(SIGNATURE), &mut signature)?;
+        if SLEEPING.iter().any(|mark| signature[..read].starts_with(mark)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The first file in which a system sleeps, of a filesystem that was not unmounted: one that was has no such files, or its
+/// system does not use them any more.
+///
+/// # Errors
+/// `Corrupt` when the filesystem breaks its format; whatever reading the disk gives.
+pub fn sleeper<B: Bytes>(filesystem: &Ext4<B>) -> Result<Option<Ino>> {
+    let mut blocks = 0;
+    for inode in filesystem.inodes() {
+        let inode = inode?;
+        if inode.kind != FileKind::Regular || inode.size < SMALLEST_FILE {
+            continue;
+        }
+        blocks += filesystem.extents(&inode)?.iter().map(|extent| extent.blocks).sum::<u64>();
+        if blocks > filesystem.superblock().block_count {
+            return Err(Error::corrupt(
+                "the ext4 filesystem is damaged: its files have more blocks than it; mend it with e2fsck",
+            ));
+        }
+        if sleeps_in(filesystem, &inode)? {
+            return Ok(Some(inode.ino));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

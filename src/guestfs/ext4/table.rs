@@ -98,7 +98,7 @@ impl<B: Bytes> Inodes<'_, B> {
 
 impl<B: Bytes> Ext4<B> {
     /// A bit for each inode of `group`, at least one byte long; bits of inodes that were never used are clear.
-    fn inode_bitmap(&self, number: u32) -> Result<Vec<u8>> {
+    pub(super) fn inode_bitmap(&self, number: u32) -> Result<Vec<u8>> {
         let (group, per_group) = (self.group(number)?, self.superblock.layout.inodes_per_group);
         let len = index(u64::from(per_group).div_ceil(8));
         if group.inodes_uninit {

@@ -40,6 +40,8 @@ pub(super) struct Layout {
     /// The sector that counts free clusters, of FAT32.
     pub(super) info: Option<u64>,
     pub(super) serial: u32,
+    /// The boot sector's label.
+    pub(super) label: u64,
 }
 
 impl Layout {
@@ -128,6 +130,7 @@ impl Layout {
             data,
             info: info.map(|number| number * sector),
             serial,
+            label: if wide { 71 } else { 43 },
         })
     }
 

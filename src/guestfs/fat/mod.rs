@@ -29,6 +29,10 @@ use table::Table;
 /// Attributes that are about the file: read-only, hidden, system.
 pub const ATTRIBUTES: u8 = 0x07;
 
+/// Bytes of a label, and what stands for none.
+const LABEL: usize = 11;
+const NO_LABEL: &[u8] = b"NO NAME    ";
+
 /// One FAT filesystem, all of whose table is in order.
 #[derive(Clone, Debug)]
 pub struct Fat<B> {
@@ -53,6 +57,24 @@ impl<B: Bytes> Fat<B> {
     #[must_use]
     pub fn serial(&self) -> u32 {
         self.layout.serial
+    }
+
+    /// Its label, as Linux knows it: the one in the root folder, else the boot sector's; empty when it has none.
+    ///
+    /// # Errors
+    /// As [`Fat::tree`].
+    pub fn label(&self) -> Result<Vec<u8>> {
+        let mut label = self.tree()?.label;
+        label.truncate(LABEL);
+        if label.is_empty() {
+            label.resize(LABEL, 0);
+            self.bytes.read(&mut label, GuestOffset(self.layout.label))?;
+        }
+        if label == NO_LABEL {
+            label.clear();
+        }
+        label.truncate(label.iter().rposition(|byte| !matches!(byte, b' ' | 0)).map_or(0, |last| last + 1));
+        Ok(label)
     }
 
     /// All its files and folders.

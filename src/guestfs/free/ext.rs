@@ -4,12 +4,9 @@ use super::ranges::Ranges;
 use super::source::Watched;
 use super::{Found, left};
 use crate::error::{Error, Kind, Result};
-use crate::guestfs::ext4::{Ext4, FileKind, Replayed, State};
+use crate::guestfs::ext4::{Ext4, Replayed, State};
 use crate::guestfs::partitions::Bytes;
-use crate::guestfs::swap::{PAGES, SLEEPING};
-
-/// A swap file has at least ten pages.
-const SMALLEST_SWAP: u64 = 40 << 10;
+use crate::guestfs::swap::sleeper;
 
 /// What is free of the filesystem in `bytes`.
 pub(super) fn free<B: Bytes>(bytes: &B, mut ranges: Ranges) -> Result<Found> {
@@ -35,35 +32,10 @@ pub(super) fn free<B: Bytes>(bytes: &B, mut ranges: Ranges) -> Result<Found> {
         ));
     }
     // Only who was not shut down can be asleep.
-    if replayed.written().next().is_some() && is_asleep(&filesystem)? {
+    if replayed.written().next().is_some() && sleeper(&filesystem)?.is_some() {
         return Ok(Found::Asleep);
     }
     Ok(Found::Free(free))
-}
-
-/// Whether one of the files is swap space with a guest's memory in it.
-pub(in crate::guestfs) fn is_asleep<B: Bytes>(filesystem: &Ext4<B>) -> Result<bool> {
-    let (mut end, mut blocks) = ([0; 10], 0);
-    for inode in filesystem.inodes() {
-        let inode = inode?;
-        if inode.kind != FileKind::Regular || inode.size < SMALLEST_SWAP {
-            continue;
-        }
-        let content = filesystem.content(&inode)?;
-        blocks += content.extents().iter().map(|extent| extent.blocks).sum::<u64>();
-        if blocks > filesystem.superblock().block_count {
-            return left(
-                "the ext4 filesystem is damaged: its files have more blocks than it; mend it with e2fsck",
-            );
-        }
-        for page in PAGES {
-            content.read(page - 10, &mut end)?;
-            if SLEEPING.iter().any(|mark| end.starts_with(mark)) {
-                return Ok(true);
-            }
-        }
-    }
-    Ok(false)
 }
 
 /// The state of a filesystem after its replay.

@@ -14,7 +14,6 @@ mod source;
 mod swap;
 mod table;
 
-pub(super) use ext::is_asleep;
 pub(crate) use magic::{EXT, kinds};
 
 use super::Window;

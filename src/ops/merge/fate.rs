@@ -91,17 +91,28 @@ pub(super) struct Live {
 /// What becomes of an object.
 #[derive(Clone, Debug)]
 pub(super) enum Fate {
+    /// It is as the base has it: what it is stands there, and takes no memory here. So are most.
+    Kept,
     Live(Box<Live>),
     /// It goes; for a folder, which side deleted it.
     Dead(Side),
 }
 
 impl Fate {
+    /// What is known of it, if that is not only what the base has.
     pub(super) fn live(&self) -> Option<&Live> {
         match self {
             Self::Live(live) => Some(live),
-            Self::Dead(_) => None,
+            Self::Kept | Self::Dead(_) => None,
         }
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        matches!(self, Self::Dead(_))
+    }
+
+    pub(super) fn is_forced(&self) -> bool {
+        self.live().is_some_and(|live| live.forced)
     }
 }
 

@@ -35,6 +35,10 @@ impl Merge<'_> {
     pub(super) fn settle_names(&mut self) {
         let mut work = Work::default();
         for at in (0..self.fates.len()).rev() {
+            if let Fate::Kept = self.fates[at] {
+                self.note_lost(at, &mut work);
+                continue;
+            }
             let Some(live) = self.fates[at].live() else { continue };
             // Of two that have one name, one does not have it from the base.
             if live.names.iter().any(|name| self.holder(Version::Base, name) != Some(at)) {
@@ -55,13 +59,22 @@ impl Merge<'_> {
     }
 
     fn note_lost(&self, at: usize, work: &mut Work) {
-        let Some(live) = self.fates[at].live() else { return };
-        let gone = live.names.iter().find(|name| self.fates[name.0].live().is_none());
+        let is_gone = |folder: &usize| self.fates[*folder].is_dead();
+        let gone = match (&self.fates[at], self.objects.all[at].base) {
+            (Fate::Live(live), _) => live.names.iter().map(|name| name.0).find(is_gone),
+            (Fate::Kept, Some(ino)) => {
+                let names = &self.file(Version::Base, ino).names;
+                // The first in the order of objects, as everywhere.
+                let folders = names.iter().map(|name| self.objects.object(Version::Base, name.0));
+                folders.filter(is_gone).min()
+            }
+            _ => None,
+        };
         match gone {
             None => {}
-            Some(_) if live.forced => work.forced.push(at),
-            Some(name) => {
-                let path = self.path(name.0);
+            Some(_) if self.fates[at].is_forced() => work.forced.push(at),
+            Some(folder) => {
+                let path = self.path(folder);
                 let depth = path.iter().filter(|byte| **byte == b'/').count();
                 work.lost.push((depth, Reverse(at)));
             }
@@ -75,9 +88,9 @@ impl Merge<'_> {
 
     /// Something may be in a folder that is gone: the folder comes back, or what is in it goes.
     fn settle_lost(&mut self, at: usize, work: &mut Work) {
-        let Some(live) = self.fates[at].live() else { return };
+        let Some(live) = self.live_mut(at) else { return };
         let mut gone: Vec<usize> = live.names.iter().map(|name| name.0).collect();
-        gone.retain(|folder| self.fates[*folder].live().is_none());
+        gone.retain(|folder| self.fates[*folder].is_dead());
         gone.dedup();
         for folder in gone {
             let Fate::Dead(by) = self.fates[folder] else { continue };
@@ -89,7 +102,7 @@ impl Merge<'_> {
 
     /// Brings a folder back for what is in it, if that wins. The folder has one conflict, whatever is in it.
     fn comes_back(&mut self, folder: usize, by: Side, inside: usize, work: &mut Work) -> bool {
-        let forced = self.fates[inside].live().is_some_and(|live| live.forced);
+        let forced = self.fates[inside].is_forced();
         let stays = forced
             || *work.stays.entry(folder).or_insert_with(|| {
                 let path = self.path(folder);
@@ -104,7 +117,7 @@ impl Merge<'_> {
         let side = if object.clone.is_some() { Side::Clone } else { Side::Base };
         self.fates[folder] = self.whole(object, side, true);
         self.look_again(folder, work);
-        self.fates[folder].live().is_some()
+        !self.fates[folder].is_dead()
     }
 
     fn winner(&self, path: &[u8]) -> Winner {
@@ -120,7 +133,7 @@ impl Merge<'_> {
         let object = self.objects.all[at];
         let elsewhere = object.of_version(by.into()).map(|ino| self.file(by.into(), ino));
         let elsewhere = elsewhere.map(|file| self.names(by.into(), file));
-        let Fate::Live(live) = &mut self.fates[at] else { return };
+        let Some(live) = self.live_mut(at) else { return };
         live.names.retain(|name| !gone(name));
         if !live.names.is_empty() {
             return;
@@ -153,10 +166,13 @@ impl Merge<'_> {
 
     /// Somebody else may have a name of a file.
     fn settle_doubled(&mut self, at: usize, work: &mut Work) {
-        let names = self.fates[at].live().map(|live| live.names.clone()).unwrap_or_default();
+        let names = self.live_mut(at).map(|live| live.names.clone()).unwrap_or_default();
         for name in names {
-            let has =
-                |at: usize| self.fates[at].live().is_some_and(|live| live.names.binary_search(&name).is_ok());
+            let has = |at: usize| match &self.fates[at] {
+                Fate::Kept => self.holder(Version::Base, &name) == Some(at),
+                Fate::Live(live) => live.names.binary_search(&name).is_ok(),
+                Fate::Dead(_) => false,
+            };
             let others = [Version::Base, Version::Clone].map(|version| self.holder(version, &name));
             let other = others.into_iter().flatten().find(|other| *other != at && has(*other));
             if let Some(other) = other.filter(|_| has(at)) {
@@ -169,7 +185,7 @@ impl Merge<'_> {
 
     /// Two files have one name: the loser loses it, or gets another one. What has to be there wins without a word.
     fn settle_double(&mut self, base: usize, clone: usize, name: &Name, work: &mut Work) {
-        let forced = |at: usize| self.fates[at].live().is_some_and(|live| live.forced);
+        let forced = |at: usize| self.fates[at].is_forced();
         let (side, winner) = match (forced(base), forced(clone)) {
             (true, false) => (Side::Base, Winner::Base),
             (false, true) => (Side::Clone, Winner::Clone),
@@ -182,7 +198,7 @@ impl Merge<'_> {
         if winner == Winner::Both {
             let other = self.name_beside(name);
             self.beside.renamed.entry(name.0).or_default().push(base);
-            if let Fate::Live(live) = &mut self.fates[base] {
+            if let Some(live) = self.live_mut(base) {
                 live.names.retain(|known| known != name);
                 live.names.push(other);
                 live.names.sort_unstable();
@@ -236,7 +252,7 @@ impl Merge<'_> {
         let Some(ino) = *self.objects.all[at].of_version(side.into()) else { return };
         let names = self.names(side.into(), self.file(side.into(), ino));
         self.clash(&self.path(at), Clash::Moved, winner, "folders would be inside each other");
-        if let Fate::Live(live) = &mut self.fates[at] {
+        if let Some(live) = self.live_mut(at) {
             live.names = names;
         }
         self.look_again(at, work);
@@ -244,7 +260,21 @@ impl Merge<'_> {
 
     /// The folder that a file of the result is in.
     fn above(&self, at: usize) -> Option<usize> {
-        self.fates[at].live().and_then(|live| live.names.first()).map(|name| name.0)
+        self.first_name(at).map(|name| name.0)
+    }
+
+    /// The first name of a file of the result: its folder's object, and the name.
+    fn first_name(&self, at: usize) -> Option<(usize, &[u8])> {
+        match &self.fates[at] {
+            Fate::Live(live) => live.names.first().map(|name| (name.0, &name.1[..])),
+            Fate::Kept => {
+                let names = &self.file(Version::Base, self.objects.all[at].base?).names;
+                let named = |name: &'_ (u32, Vec<u8>)| self.objects.object(Version::Base, name.0);
+                let first = names.iter().map(|name| (named(name), &name.1[..]));
+                first.min()
+            }
+            Fate::Dead(_) => None,
+        }
     }
 
     /// Circles of folders. Each has one that is not where the base has it; every folder is gone through once.
@@ -277,9 +307,9 @@ impl Merge<'_> {
     /// Where a file is in the result; where it was, when it goes.
     pub(super) fn result_path(&self, at: usize) -> Vec<u8> {
         let (mut parts, mut here) = (Vec::new(), at);
-        while let Some(name) = self.fates[here].live().and_then(|live| live.names.first()) {
-            parts.push(&name.1);
-            here = name.0;
+        while let Some((folder, name)) = self.first_name(here) {
+            parts.push(name);
+            here = folder;
         }
         if parts.is_empty() {
             return self.path(at);

@@ -5,6 +5,7 @@
 
 use super::tree::{File, Tree, is_same_inode};
 use super::{Three, Version};
+use crate::units::index;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// One file in the versions that have it.
@@ -14,8 +15,8 @@ pub(super) type Object = Three<Option<u32>>;
 #[derive(Debug, Default)]
 pub(super) struct Objects {
     pub(super) all: Vec<Object>,
-    /// The object of each file.
-    of: Three<HashMap<u32, usize>>,
+    /// The number of the object of each file.
+    of: Three<HashMap<u32, u32>>,
 }
 
 /// Pairs of files of the old base with those of another version.
@@ -147,9 +148,10 @@ impl Objects {
 
     fn add(&mut self, object: Object) -> usize {
         let at = self.all.len();
+        let number = u32::try_from(at).unwrap_or(u32::MAX);
         for version in [Version::Old, Version::Base, Version::Clone] {
             if let Some(ino) = object.of_version(version) {
-                self.of.of_version_mut(version).insert(*ino, at);
+                self.of.of_version_mut(version).insert(*ino, number);
             }
         }
         self.all.push(object);
@@ -158,7 +160,7 @@ impl Objects {
 
     /// The object of a file.
     pub(super) fn object(&self, version: Version, ino: u32) -> usize {
-        self.of.of_version(version)[&ino]
+        index(self.of.of_version(version)[&ino].into())
     }
 
     /// What both sides added under the same name in the same folder is one object, if it is of one kind.

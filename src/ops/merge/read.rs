@@ -19,6 +19,20 @@ const FLAGS: u32 = flags::SECURE_DELETION
     | flags::NO_ATIME
     | flags::PROJECT_INHERIT;
 
+/// Who is told what a tree is read from.
+pub(super) trait Reading {
+    /// What is read from now on is of this inode.
+    fn begin(&mut self, ino: u32);
+    /// That is all.
+    fn found(&mut self, inode: &Inode);
+}
+
+/// Nobody.
+impl Reading for () {
+    fn begin(&mut self, _: u32) {}
+    fn found(&mut self, _: &Inode) {}
+}
+
 /// Reads all files that have a name, without their contents.
 ///
 /// # Errors
@@ -32,6 +46,15 @@ pub fn tree<B: Bytes>(filesystem: &Ext4<B>) -> Result<Tree> {
 /// # Errors
 /// As [`tree`].
 pub fn tree_beside<B: Bytes>(filesystem: &Ext4<B>, other: Option<&Tree>) -> Result<Tree> {
+    tree_told(filesystem, other, &mut ())
+}
+
+/// The same; `reading` is told for whom it is.
+pub(super) fn tree_told<B: Bytes>(
+    filesystem: &Ext4<B>,
+    other: Option<&Tree>,
+    reading: &mut impl Reading,
+) -> Result<Tree> {
     // Each goes when its file comes.
     let mut inodes = HashMap::new();
     for inode in filesystem.inodes() {
@@ -40,16 +63,19 @@ pub fn tree_beside<B: Bytes>(filesystem: &Ext4<B>, other: Option<&Tree>) -> Resu
     }
     let mut tree = Tree { root: ROOT, ..Tree::default() };
     let root = inodes.remove(&ROOT).ok_or_else(|| Error::corrupt("the filesystem has no root folder"))?;
-    tree.files.insert(ROOT, Arc::new(file(filesystem, &root)?));
+    tree.files.insert(ROOT, told(filesystem, &root, reading)?);
     let mut folders = vec![ROOT];
     while let Some(folder) = folders.pop() {
+        reading.begin(folder);
         let inode = filesystem.inode(Ino(folder))?;
-        for entry in filesystem.directory(&inode)?.entries {
+        let entries = filesystem.directory(&inode)?.entries;
+        reading.found(&inode);
+        for entry in entries {
             let ino = entry.ino.0;
             match tree.files.entry(ino) {
                 Entry::Vacant(vacant) => {
                     let inode = inodes.remove(&ino).ok_or_else(|| unused(ino))?;
-                    vacant.insert(Arc::new(file(filesystem, &inode)?));
+                    vacant.insert(told(filesystem, &inode, reading)?);
                     if inode.kind == FileKind::Directory {
                         folders.push(ino);
                     }
@@ -64,10 +90,25 @@ pub fn tree_beside<B: Bytes>(filesystem: &Ext4<B>, other: Option<&Tree>) -> Resu
             link(&mut tree, (folder, ino), entry.name, other);
         }
     }
-    for (ino, file) in tree.files.iter_mut().filter(|(_, file)| file.is_folder()) {
+    for (ino, file) in tree.files.iter_mut().filter(|(_, file)| file.is_folder() || file.names.len() > 1) {
+        sort_names(file);
         share(*ino, file, other);
     }
     Ok(tree)
+}
+
+fn told<B: Bytes>(filesystem: &Ext4<B>, inode: &Inode, reading: &mut impl Reading) -> Result<Arc<File>> {
+    reading.begin(inode.ino.0);
+    let read = file(filesystem, inode)?;
+    reading.found(inode);
+    Ok(Arc::new(read))
+}
+
+/// Names have an order of their own, whatever the one is in which folders are read.
+pub(super) fn sort_names(file: &mut Arc<File>) {
+    if !file.names.is_sorted() {
+        Arc::make_mut(file).names.sort_unstable();
+    }
 }
 
 fn link(tree: &mut Tree, (folder, ino): (u32, u32), mut name: Vec<u8>, other: Option<&Tree>) {
@@ -99,7 +140,8 @@ fn unused(ino: u32) -> Error {
     ))
 }
 
-fn file<B: Bytes>(filesystem: &Ext4<B>, inode: &Inode) -> Result<File> {
+/// What the tree says of an inode, without names.
+pub(super) fn file<B: Bytes>(filesystem: &Ext4<B>, inode: &Inode) -> Result<File> {
     let target = if inode.kind == FileKind::Symlink { filesystem.link(inode)? } else { Vec::new() };
     Ok(File {
         kind: inode.kind,

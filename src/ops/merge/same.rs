@@ -57,6 +57,30 @@ pub fn is_same(
     Ok(true)
 }
 
+/// Blocks of which two states of a filesystem may have different ones, ascending and apart from each other; nothing when all may
+/// be others, as their disks have no layer in common.
+pub(super) fn changed(volumes: [&Volume<'_>; 2], shared: usize) -> Result<Option<Vec<Range<u64>>>> {
+    let [first, second] = volumes;
+    let block = first.filesystem.superblock().block_size;
+    if shared == 0 || (first.start, first.end) != (second.start, second.end) {
+        return Ok(None);
+    }
+    let against = Against { disk: &second.disk, shared, exact: false };
+    let mut found: Vec<Range<u64>> =
+        volumes.iter().flat_map(|volume| &volume.replayed).map(|block| *block..block + 1).collect();
+    let mut at = first.start;
+    while at < first.end {
+        let (one, other) = (first.run_at(at)?, second.run_at(at)?);
+        let end = one.end.min(other.end);
+        let same = (!one.data && !other.data) || against.is_shared(&first.disk, one.depth, other.depth);
+        if !same {
+            found.push((at - first.start) / block..(end - first.start).div_ceil(block));
+        }
+        at = end;
+    }
+    Ok(Some(union(found, Vec::new())))
+}
+
 /// Ranges of both files that are the same blocks of the same layers, in order.
 fn known(volumes: [&Volume<'_>; 2], maps: [&[Extent]; 2], shared: usize) -> Result<Vec<Range<u64>>> {
     let [first, second] = volumes;

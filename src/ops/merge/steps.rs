@@ -51,6 +51,7 @@ impl Steps {
         for (at, fate) in merge.fates.iter().enumerate() {
             let before = steps.count();
             match fate {
+                Fate::Kept => {}
                 Fate::Dead(_) => steps.remove(merge, at),
                 Fate::Live(live) => steps.keep(merge, at, live),
             }

@@ -1,6 +1,7 @@
 //! One ext filesystem in its three versions, for reading.
 
-use super::same::is_same;
+use super::later::{self, Owners, Touched};
+use super::same::{changed, is_same};
 use super::tree::{Contents, Tree};
 use super::{Three, Version, read};
 use crate::disk::{Disk, DiskExtent};
@@ -79,7 +80,7 @@ pub struct Volume<'a> {
     pub(super) disk: On<'a>,
     /// Its first byte on the disk.
     pub(super) start: u64,
-    end: u64,
+    pub(super) end: u64,
     /// Blocks that the journal brings.
     pub(super) replayed: BTreeSet<u64>,
     /// Where the bytes of its place come from; found when it is asked for.
@@ -122,6 +123,12 @@ impl<'a> Volume<'a> {
         })
     }
 
+    /// Whether it was left without an unmount: its journal brings something.
+    #[must_use]
+    pub fn was_mounted(&self) -> bool {
+        !self.replayed.is_empty()
+    }
+
     /// Its tree.
     ///
     /// # Errors
@@ -136,6 +143,37 @@ impl<'a> Volume<'a> {
     /// As [`read::tree`].
     pub fn tree_beside(&self, other: Option<&Tree>) -> Result<Tree> {
         read::tree_beside(&self.filesystem, other)
+    }
+
+    /// Its tree, and what later states of it are read by.
+    ///
+    /// # Errors
+    /// As [`read::tree`].
+    pub fn tree_with_owners(&self) -> Result<(Tree, Owners)> {
+        later::tree_with_owners(self.filesystem.bytes())
+    }
+
+    /// The tree of a later state of `earlier`, and what of it may be another than there. What is as in the earlier one is
+    /// in memory once, and not read where it comes from one of the `shared` layers at the bottom of both disks.
+    ///
+    /// # Errors
+    /// As [`read::tree`].
+    pub fn tree_after(
+        &self,
+        earlier: &Volume<'_>,
+        (old, owners): (&Tree, &Owners),
+        shared: usize,
+    ) -> Result<(Tree, Touched)> {
+        let found = match changed([earlier, self], shared)? {
+            Some(changed) => {
+                later::tree_after(&self.filesystem, &earlier.filesystem, (old, owners), &changed)
+            }
+            None => None,
+        };
+        match found {
+            Some(found) => Ok(found),
+            None => Ok((self.tree_beside(Some(old))?, Touched::default())),
+        }
     }
 
     /// All bytes of a regular file.
@@ -223,6 +261,8 @@ pub struct Volumes<'a> {
     pub three: Three<&'a Volume<'a>>,
     /// Layers at the bottom of the chains that are the same files: of old base and new base, of old base and clone.
     pub shared: [usize; 2],
+    /// What of the new base, and of the clone, may be another than in the old base.
+    pub touched: [&'a Touched; 2],
     /// What is known of the bases already, and what comes to be known of them.
     pub compared: &'a Compared,
 }
@@ -237,10 +277,23 @@ impl Volumes<'_> {
             _ => base.min(clone),
         }
     }
+
+    /// Whether a file is known to be as it is in the old base, under its number.
+    fn is_old(&self, (version, ino): (Version, u32)) -> bool {
+        let [base, clone] = self.touched;
+        match version {
+            Version::Old => true,
+            Version::Base => !base.has(ino),
+            Version::Clone => !clone.has(ino),
+        }
+    }
 }
 
 impl Contents for Volumes<'_> {
     fn same(&self, one: (Version, u32), other: (Version, u32)) -> Result<bool> {
+        if one.1 == other.1 && self.is_old(one) && self.is_old(other) {
+            return Ok(true);
+        }
         let compare = || {
             let volume = |of: (Version, u32)| (*self.three.of_version(of.0), of.1);
             is_same(volume(one), volume(other), self.shared(one.0, other.0), &Silent)

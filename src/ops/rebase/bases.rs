@@ -4,6 +4,7 @@ use super::mounts::Mounts;
 use crate::error::{Error, Kind, Result};
 use crate::guestfs::partitions::{Partition, partitions, places};
 use crate::ops::merge::Pairs;
+use crate::ops::merge::later::{Owners, Touched};
 use crate::ops::merge::renumber::Ids;
 use crate::ops::merge::tree::Tree;
 use crate::ops::merge::volumes::{Compared, On, Place, Volume};
@@ -32,6 +33,9 @@ pub(super) struct Both {
     pub(super) new: Volume<'static>,
     /// Their files, and which are the same ones.
     pub(super) trees: [Tree; 2],
+    /// What later states of the old one are read by, and what of the new one may be another.
+    pub(super) owners: Owners,
+    pub(super) touched: Touched,
     pub(super) pairs: Pairs,
     /// What merges find out about them.
     pub(super) compared: Compared,
@@ -97,7 +101,8 @@ impl Pair {
         let shorter = if new.disk.size() < old.disk.size() { &new } else { &old };
         let mut found = places(&shorter.disk)?;
         found.sort_by_key(|place| place.start.0);
-        let both = |place: Place| Ok((place, Both::open(&old, &new, &place)?));
+        let shared = old.shared_with(new.files());
+        let both = |place: Place| Ok((place, Both::open([&old, &new], shared, &place)?));
         let mut places = found.into_iter().map(both).collect::<Result<Vec<_>>>()?;
         let mounts = Mounts::find(&old.disk, &places)?;
         for (place, both) in &mut places {
@@ -105,7 +110,7 @@ impl Pair {
                 both.trees.iter_mut().for_each(|tree| tree.above = at.to_vec());
             }
         }
-        let (onto, shared) = (onto.clone(), old.shared_with(new.files()));
+        let onto = onto.clone();
         Ok(Self { onto, old, new, shared, layout, places, mounts })
     }
 
@@ -141,16 +146,19 @@ fn version(store: &Store, id: &BaseId) -> Result<Arc<OpenDisk>> {
 
 impl Both {
     /// The filesystem in a place, if both versions have one there.
-    fn open(old: &Arc<OpenDisk>, new: &Arc<OpenDisk>, place: &Place) -> Result<Option<Self>> {
+    fn open([old, new]: [&Arc<OpenDisk>; 2], shared: usize, place: &Place) -> Result<Option<Self>> {
         let (was, is) = ("the old base", "the new base");
         let found = (volume(Arc::clone(old), place, was)?, volume(Arc::clone(new), place, is)?);
         let (Some(old), Some(new)) = found else { return Ok(None) };
         refuse_other(&old, &new, place)?;
-        let was = tree(&old, place, was, None)?;
-        let is = tree(&new, place, is, Some(&was))?;
-        let trees = [was, is];
+        let at = |error: Error, of: &str| error.at(format!("{}, {of}", named(place.number)));
+        let (earlier, owners) = old.tree_with_owners().map_err(|error| at(error, was))?;
+        let later = new.tree_after(&old, (&earlier, &owners), shared).map_err(|error| at(error, is));
+        let (later, touched) = later?;
+        let trees = [earlier, later];
         let pairs = Pairs::of_bases(&trees[0], &trees[1], true);
-        Ok(Some(Self { old, new, trees, pairs, compared: Compared::default(), ids: OnceLock::new() }))
+        let (compared, ids) = (Compared::default(), OnceLock::new());
+        Ok(Some(Self { old, new, trees, owners, touched, pairs, compared, ids }))
     }
 
     /// What files of the old base and of the new one name.
@@ -161,6 +169,21 @@ impl Both {
             ids
         };
         self.ids.get_or_init(|| self.trees.each_ref().map(of))
+    }
+
+    /// The files of a clone of the old base, with which it has `shared` layers in common.
+    pub(super) fn tree_of(
+        &self,
+        clone: &Volume<'_>,
+        shared: usize,
+        place: &Place,
+    ) -> Result<(Tree, Touched)> {
+        let old = (&self.trees[0], &self.owners);
+        let found = clone.tree_after(&self.old, old, shared);
+        let (mut tree, touched) =
+            found.map_err(|error| error.at(format!("{}, the clone", named(place.number))))?;
+        tree.above.clone_from(&self.trees[0].above);
+        Ok((tree, touched))
     }
 
     /// Refuses a clone that has another filesystem there.
@@ -187,11 +210,6 @@ pub(super) fn volume<'a>(disk: impl Into<On<'a>>, place: &Place, of: &str) -> Re
         Err(error) if error.kind() == Kind::Invalid => Ok(None),
         Err(error) => Err(error.at(format!("{}, {of}", named(place.number)))),
     }
-}
-
-/// The files of a volume; `other` is the tree of another version of it.
-pub(super) fn tree(volume: &Volume<'_>, place: &Place, of: &str, other: Option<&Tree>) -> Result<Tree> {
-    volume.tree_beside(other).map_err(|error| error.at(format!("{}, {of}", named(place.number))))
 }
 
 /// A partition in words.

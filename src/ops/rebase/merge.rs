@@ -1,6 +1,6 @@
 //! The merge of a clone's disk: filesystem by filesystem by files, everything else as a whole.
 
-use super::bases::{self, Both, Pair, named, volume};
+use super::bases::{Both, Pair, named, volume};
 use super::mounts::refuse_sleeping;
 use super::parts::{self, Fat};
 use super::{MergeSettings, Merged};
@@ -12,6 +12,7 @@ use crate::guestfs::partitions::partitions;
 use crate::ops::Progress;
 use crate::ops::merge::accounts::Database;
 use crate::ops::merge::derived::Comeback;
+use crate::ops::merge::later::Touched;
 use crate::ops::merge::renumber::{AccountFiles, Ids, Moves};
 use crate::ops::merge::rules::Rules;
 use crate::ops::merge::tree::Tree;
@@ -37,6 +38,8 @@ struct Opened<'a> {
     bases: &'a Both,
     clone: Volume<'a>,
     tree: Tree,
+    /// What of it may be another than in the old base.
+    touched: Touched,
     shared: [usize; 2],
 }
 
@@ -143,14 +146,14 @@ impl<'a> Opened<'a> {
     /// Reads the clone's tree; another filesystem than the bases' is refused.
     fn new(place: &Place, bases: &'a Both, clone: Volume<'a>, shared: [usize; 2]) -> Result<Self> {
         bases.refuse_other(place, &clone)?;
-        let mut tree = bases::tree(&clone, place, "the clone", Some(&bases.trees[0]))?;
-        tree.above.clone_from(&bases.trees[0].above);
-        Ok(Self { place: *place, bases, clone, tree, shared })
+        let (tree, touched) = bases.tree_of(&clone, shared[1], place)?;
+        Ok(Self { place: *place, bases, clone, tree, touched, shared })
     }
 
     fn volumes(&self) -> Volumes<'_> {
         let three = Three { old: &self.bases.old, base: &self.bases.new, clone: &self.clone };
-        Volumes { three, shared: self.shared, compared: &self.bases.compared }
+        let touched = [&self.bases.touched, &self.touched];
+        Volumes { three, shared: self.shared, touched, compared: &self.bases.compared }
     }
 
     fn of(&self, side: Side) -> (&Tree, &Volume<'_>) {

@@ -43,13 +43,14 @@ pub fn is_there(disk: &Disk, place: &Partition) -> Result<bool> {
     Ok(!matches!(Fat::open(Window::new(disk, place)?), Err(error) if error.kind() == Kind::Invalid))
 }
 
-/// The serial number of the FAT filesystem in `place`, if one is there that is in order.
+/// The serial number and the label of the FAT filesystem in `place`, if one is there that is in order.
 ///
 /// # Errors
 /// Only what reading the disk gives.
-pub fn serial(disk: &Disk, place: &Partition) -> Result<Option<u32>> {
-    match Fat::open(Window::new(disk, place)?) {
-        Ok(fat) => Ok(Some(fat.serial())),
+pub fn names(disk: &Disk, place: &Partition) -> Result<Option<(u32, Vec<u8>)>> {
+    let found = Fat::open(Window::new(disk, place)?).and_then(|fat| Ok((fat.serial(), fat.label()?)));
+    match found {
+        Ok(names) => Ok(Some(names)),
         Err(error) if matches!(error.kind(), Kind::Invalid | Kind::Unsupported | Kind::Corrupt) => Ok(None),
         Err(error) => Err(error),
     }
