@@ -1,6 +1,5 @@
 //! A disk that is served, whatever the protocol.
 
-use super::block;
 use crate::disk::Disk;
 use crate::error::{Error, Kind, Result, report, tell};
 use crate::idle::{Changes, Flusher, Lazy, Queue};
@@ -86,19 +85,13 @@ impl Export {
         &self.name
     }
 
-    /// The name as a virtio device tells it.
-    #[must_use]
-    pub fn id(&self) -> [u8; block::ID] {
-        block::id(&self.name)
-    }
-
     /// Whether writing is refused.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.read_only
     }
 
-    /// Size in bytes; a last part of a sector is not served.
+    /// Size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.disk().size()
