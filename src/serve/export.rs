@@ -8,6 +8,7 @@ use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::units::GuestOffset;
 use std::fmt::{self, Debug};
 use std::io;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -137,6 +138,23 @@ impl Export {
     /// As [`Disk::read_to`].
     pub fn read_to(&self, reader: &mut dyn Reader, at: GuestOffset, len: u64) -> Result<()> {
         self.told(|disk| disk.read_to(reader, at, len))
+    }
+
+    /// Gives `each` the length of every run of a range, which must lie inside the disk, and whether bytes are stored for it,
+    /// until it has enough.
+    ///
+    /// # Errors
+    /// As [`Disk::extent`].
+    pub fn runs(&self, range: Range<u64>, mut each: impl FnMut(u64, bool) -> bool) -> Result<()> {
+        self.told(|disk| {
+            for run in disk.runs(range) {
+                let (run, extent) = run?;
+                if !each(run.end - run.start, extent.data) {
+                    break;
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Writes; the range must lie inside the disk.
