@@ -25,16 +25,16 @@ pub(super) struct Serve {
     #[arg(long, value_name = "SOCKET", group = "protocol")]
     vhost_user: Option<PathBuf>,
     /// Most queues of the device.
-    #[arg(long, value_name = "N", requires = "vhost_user", value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "N", conflicts_with = "nbd", value_parser = clap::value_parser!(u16).range(1..=64))]
     queues: Option<u16>,
     /// Speak NBD at a socket (unix:PATH, or a path with a slash) or a port of this host (127.0.0.1:PORT; 0 for any).
     #[arg(long, value_name = "SOCKET|HOST:PORT", group = "protocol", value_parser = OsStringValueParser::new().try_map(|text| nbd::Address::parse(&text)))]
     nbd: Option<nbd::Address>,
     /// What NBD clients call the disk; by default its name. The empty name is good as well.
-    #[arg(long = "name", value_name = "EXPORT", requires = "nbd", value_parser = export_name)]
+    #[arg(long = "name", value_name = "EXPORT", conflicts_with = "vhost_user", value_parser = export_name)]
     export: Option<String>,
     /// Let other hosts reach the port. Anybody there can read and write the disk: no password, no encryption.
-    #[arg(long, requires = "nbd")]
+    #[arg(long, conflicts_with = "vhost_user")]
     listen_anywhere: bool,
     /// Refuse writing.
     #[arg(long)]
