@@ -380,6 +380,22 @@ fn the_corpus_of_virtio_requests_is_made() {
 }
 
 #[test]
+fn an_nbd_client_gets_one_answer_to_each_request_and_the_disk_that_it_wrote() {
+    replay("nbd", 8_000);
+}
+
+/// Talks of each kind: `cargo test --test fuzz_corpus -- --ignored`.
+#[test]
+#[ignore = "writes tests/fuzz/corpus/nbd"]
+fn the_corpus_of_nbd_talks_is_made() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus/nbd");
+    std::fs::create_dir_all(&root).unwrap();
+    for (name, input) in fuzz::nbd_corpus() {
+        std::fs::write(root.join(name), input).unwrap();
+    }
+}
+
+#[test]
 fn images_read_as_qemu_reads_them_and_errors_that_it_finds_are_found() {
     replay("qemu", 60);
 }

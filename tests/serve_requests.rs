@@ -10,8 +10,9 @@ mod rng;
 #[path = "common/store.rs"]
 mod store;
 
-use cowshed::serve::block::{self, feature};
-use cowshed::serve::{Connection, Export, Idle, Options};
+use cowshed::serve::vhost::block::{self, feature};
+use cowshed::serve::vhost::{Connection, Options};
+use cowshed::serve::{Export, Idle};
 use cowshed::store::{Access, OpenDisk, Target};
 use cowshed::units::GuestOffset;
 use front::{DISCARD, Driver, FLUSH, Front, ID, Request, SLOTS, WRITE_ZEROES, Wish, descriptor};

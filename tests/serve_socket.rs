@@ -9,81 +9,24 @@ mod front;
 mod play;
 #[path = "common/rng.rs"]
 mod rng;
+#[path = "common/serving.rs"]
+mod serving;
 
 use common::store::{file_digest, qemu_check};
-use common::{DISK, Shed, one_line, until};
+use common::{DISK, Shed, one_line};
 use front::{FLUSH, Front, Request, Wish};
 use play::play;
 use rng::{Rng, seed_from_environment};
+use serving::Server;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// `cowshed serve`; killed when dropped.
-struct Server {
-    child: Child,
-    socket: PathBuf,
-    log: PathBuf,
-}
-
-impl Server {
-    fn start(shed: &Shed, arguments: &[&str]) -> Self {
-        let (socket, log) = (shed.path("socket"), shed.path("log"));
-        let all = [&["serve"], arguments, &["--vhost-user", socket.to_str().unwrap()]].concat();
-        let child = shed
-            .command(&all)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        let mut server = Self { child, socket, log };
-        until("the server is ready", || {
-            let ended = server.child.try_wait().unwrap();
-            assert!(ended.is_none(), "{ended:?}: {}", server.said());
-            server.said().contains(" is served at ")
-        });
-        server
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-
-    fn connect(&self) -> UnixStream {
-        UnixStream::connect(&self.socket).unwrap()
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        assert!(std::process::Command::new("kill").args([name, &id]).status().unwrap().success());
-    }
-
-    /// Ends it in order; all that it said.
-    fn end(mut self, signal: &str) -> String {
-        self.signal(signal);
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}: {}", self.said());
-        assert!(!self.socket.exists(), "the socket is left");
-        self.said()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn start(shed: &Shed, arguments: &[&str]) -> Server {
+    Server::start(shed, "--vhost-user", arguments)
 }
 
 fn shed() -> Shed {
@@ -105,7 +48,7 @@ fn what_is_written_is_in_the_clone_and_the_socket_is_gone() {
     let shed = shed();
     let base = file_digest(&shed.base_disk());
     for (signal, byte) in [("-TERM", 1_u8), ("-INT", 2)] {
-        let server = Server::start(&shed, &["web", "--queues", "2"]);
+        let server = start(&shed, &["web", "--queues", "2"]);
         let metadata = server.socket.symlink_metadata().unwrap();
         assert!(metadata.file_type().is_socket());
         assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
@@ -127,7 +70,7 @@ fn what_is_written_is_in_the_clone_and_the_socket_is_gone() {
 #[test]
 fn a_clone_that_is_served_is_in_use_and_one_in_use_is_not_served() {
     let shed = shed();
-    let server = Server::start(&shed, &["web"]);
+    let server = start(&shed, &["web"]);
     let other = shed.path("other");
     let other = other.to_str().unwrap();
     let said = shed.fails(1, &["serve", "web", "--vhost-user", other]);
@@ -136,7 +79,7 @@ fn a_clone_that_is_served_is_in_use_and_one_in_use_is_not_served() {
     assert!(shed.fails(1, &["run", "web", "--accel", "tcg"]).contains("in use"));
     server.end("-TERM");
     // Readers stand beside each other, and keep a writer out.
-    let server = Server::start(&shed, &["web", "--read-only"]);
+    let server = start(&shed, &["web", "--read-only"]);
     shed.ok(&["check", "web"]);
     assert!(shed.fails(1, &["serve", "web", "--vhost-user", other]).contains("in use"));
     server.end("-TERM");
@@ -146,7 +89,7 @@ fn a_clone_that_is_served_is_in_use_and_one_in_use_is_not_served() {
 fn a_base_is_served_read_only_under_its_version() {
     let shed = shed();
     for name in ["deb", "deb@1"] {
-        let server = Server::start(&shed, &[name]);
+        let server = start(&shed, &[name]);
         let (_front, mut drivers) = Front::new(server.connect(), Wish::queues(1));
         assert_eq!(drivers[0].ask(&Request::write(0, &[1; 512])).status, 1);
         let mut image = vec![0; 4096];
@@ -168,9 +111,9 @@ fn a_stale_socket_is_replaced_and_anything_else_is_left_alone() {
     let path = shed.path("socket");
     let socket = path.to_str().unwrap();
     drop(UnixListener::bind(&path).unwrap());
-    Server::start(&shed, &["web"]).kill();
+    start(&shed, &["web"]).kill();
     assert!(path.exists());
-    let server = Server::start(&shed, &["web"]);
+    let server = start(&shed, &["web"]);
     let said = shed.fails(1, &["serve", "deb", "--vhost-user", socket]);
     assert!(said.contains("somebody else listens"), "{said}");
     let (_front, mut drivers) = Front::new(server.connect(), Wish::queues(1));
@@ -208,7 +151,7 @@ fn wrong_usage_is_told_apart_from_failure() {
 #[test]
 fn a_second_front_end_is_turned_away_and_the_first_one_goes_on() {
     let shed = shed();
-    let server = Server::start(&shed, &["web"]);
+    let server = start(&shed, &["web"]);
     let (front, mut drivers) = Front::new(server.connect(), Wish::queues(1));
     let mut second = server.connect();
     second.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -226,7 +169,7 @@ fn nonsense_on_the_socket_ends_that_front_end_alone() {
     let first = seed_from_environment().unwrap_or(1);
     println!("seed {first}");
     let shed = shed();
-    let server = Server::start(&shed, &["web"]);
+    let server = start(&shed, &["web"]);
     for seed in first..first + 40 {
         let mut rng = Rng::new(seed);
         let mut stream = server.connect();
@@ -252,7 +195,7 @@ fn kills_lose_nothing(wish: Wish, kills: usize, rounds: usize) {
     let base = file_digest(&shed.base_disk());
     let mut model = content(&shed, "web");
     let mut rng = Rng::new(seed);
-    let mut server = Some(Server::start(&shed, &["web"]));
+    let mut server = Some(start(&shed, &["web"]));
     let (mut front, mut drivers) = Front::new(server.as_ref().unwrap().connect(), wish);
     let each = DISK / 512 / usize::from(wish.queues);
     let running = AtomicUsize::new(drivers.len());
@@ -270,7 +213,7 @@ fn kills_lose_nothing(wish: Wish, kills: usize, rounds: usize) {
             std::thread::sleep(Duration::from_millis(rng.between(2, 60)));
             server.take().unwrap().kill();
             killed += 1;
-            let new = server.insert(Server::start(&shed, &["web"]));
+            let new = server.insert(start(&shed, &["web"]));
             front.reconnect(new.connect());
         }
     });

@@ -1,6 +1,5 @@
 //! A disk that is served, whatever the protocol.
 
-use super::block;
 use crate::disk::Disk;
 use crate::error::{Error, Kind, Result, report, tell};
 use crate::idle::{Changes, Flusher, Lazy, Queue};
@@ -9,6 +8,7 @@ use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::units::GuestOffset;
 use std::fmt::{self, Debug};
 use std::io;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -86,19 +86,13 @@ impl Export {
         &self.name
     }
 
-    /// The name as a virtio device tells it.
-    #[must_use]
-    pub fn id(&self) -> [u8; block::ID] {
-        block::id(&self.name)
-    }
-
     /// Whether writing is refused.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.read_only
     }
 
-    /// Size in bytes; a last part of a sector is not served.
+    /// Size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.disk().size()
@@ -144,6 +138,23 @@ impl Export {
     /// As [`Disk::read_to`].
     pub fn read_to(&self, reader: &mut dyn Reader, at: GuestOffset, len: u64) -> Result<()> {
         self.told(|disk| disk.read_to(reader, at, len))
+    }
+
+    /// Gives `each` the length of every run of a range, which must lie inside the disk, and whether bytes are stored for it,
+    /// until it has enough.
+    ///
+    /// # Errors
+    /// As [`Disk::extent`].
+    pub fn runs(&self, range: Range<u64>, mut each: impl FnMut(u64, bool) -> bool) -> Result<()> {
+        self.told(|disk| {
+            for run in disk.runs(range) {
+                let (run, extent) = run?;
+                if !each(run.end - run.start, extent.data) {
+                    break;
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Writes; the range must lie inside the disk.

@@ -1,27 +1,13 @@
-//! Disks for other consumers than a mount: `vhost-user-blk`, by which a virtual machine reads and writes a disk
-//! without a system call of its own.
+//! Disks for other consumers than a mount.
 //!
-//! - [`Export`] is a disk as all protocols see it.
-//! - [`block`] says what a virtio block device is, [`request`] does its requests.
-//! - [`ring`] and [`chain`] follow a queue in a guest's [`memory`], [`inflight`] remembers what is being done.
-//! - [`Server`] takes front ends at a socket, [`Connection`] is one of them.
-//!
-//! Everything up to `ring` is free of threads and sockets, so that tests drive it as they like.
+//! - [`Export`] is a disk as all protocols see it; a [`Stopper`] ends a server of any of them.
+//! - [`vhost`] serves one virtual machine through the memory that it shares, [`nbd`] any number of clients by messages.
 
-pub mod block;
-pub mod chain;
-mod connection;
 mod export;
-pub mod inflight;
-pub mod memory;
-mod messages;
-mod queue;
-pub mod request;
-pub mod ring;
-mod server;
-mod session;
+pub mod nbd;
 mod socket;
+mod stop;
+pub mod vhost;
 
-pub use connection::{Connection, Options};
 pub use export::{Export, Idle};
-pub use server::{Server, Stopper};
+pub use stop::Stopper;

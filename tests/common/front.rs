@@ -1,7 +1,7 @@
 //! A front end of vhost-user with a guest's driver for a virtio block device, without a guest.
 #![allow(dead_code, clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub, missing_docs)]
 
-use cowshed::serve::block::{self, feature};
+use cowshed::serve::vhost::block::{self, feature};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::AsRawFd;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Searches for inputs that break a promise.
 #
-# Usage: fuzz.sh TARGET SECONDS     one of header image partitions ext4 fat free texts virtio qemu
+# Usage: fuzz.sh TARGET SECONDS     one of header image partitions ext4 fat free nbd texts virtio qemu
 #        fuzz.sh --minimise TARGET  replaces the kept corpus by the smallest one with the same coverage
 #
 # Installs cargo-fuzz when it is missing. Needs no nightly toolchain: the flags are unlocked by RUSTC_BOOTSTRAP. Runs without

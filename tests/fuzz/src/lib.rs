@@ -16,6 +16,7 @@ mod header;
 mod image;
 mod input;
 mod metered;
+mod nbd;
 mod partitions;
 mod qemu;
 mod texts;
@@ -27,6 +28,7 @@ pub use free::free;
 pub use header::header;
 pub use image::image;
 pub use memory::Counting;
+pub use nbd::{nbd, nbd_corpus};
 pub use partitions::partitions;
 pub use qemu::qemu;
 pub use texts::texts;
@@ -39,12 +41,13 @@ pub const MEMORY: usize = 256 << 20;
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("ext4", ext4),
     ("fat", fat),
     ("free", free),
     ("header", header),
     ("image", image),
+    ("nbd", nbd),
     ("partitions", partitions),
     ("texts", texts),
     ("virtio", virtio),

@@ -6,11 +6,11 @@
 
 use super::input::Input;
 use cowshed::disk::{Disk, Layer, RawLayer};
-use cowshed::serve::chain::Chain;
-use cowshed::serve::inflight::{self, Area, Inflight};
-use cowshed::serve::memory::{Memory as Guest, Segment};
-use cowshed::serve::request::Worker;
-use cowshed::serve::ring::{Nonsense, Places, Ring};
+use cowshed::serve::vhost::chain::Chain;
+use cowshed::serve::vhost::inflight::{self, Area, Inflight};
+use cowshed::serve::vhost::memory::{Memory as Guest, Segment};
+use cowshed::serve::vhost::request::Worker;
+use cowshed::serve::vhost::ring::{Nonsense, Places, Ring};
 use cowshed::serve::{Export, Idle};
 use cowshed::storage::Memory;
 use std::sync::{Arc, OnceLock};

@@ -1,6 +1,7 @@
 //! A disk that is served to the run's machine by vhost-user, over a pair of sockets that nobody else sees.
 
-use crate::serve::{Connection, Export, Idle, Options};
+use crate::serve::vhost::{Connection, Options};
+use crate::serve::{Export, Idle};
 use crate::store::{Name, OpenDisk, Scratch};
 use std::cell::RefCell;
 use std::io;

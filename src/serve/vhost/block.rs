@@ -59,6 +59,7 @@ pub fn config(size: u64, queues: u16, read_only: bool) -> [u8; CONFIG] {
     let mut config = [0; CONFIG];
     let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
     let word = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes();
+    // A last part of a sector is not served.
     put(0, &(size / SECTOR).to_le_bytes());
     put(12, &SEGMENTS.to_le_bytes());
     put(20, &word(SECTOR));

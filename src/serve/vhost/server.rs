@@ -1,13 +1,11 @@
 //! A server of one disk: one front end after the other.
 
 use super::connection::{Connection, Options};
-use super::export::Export;
-use super::socket::Socket;
 use crate::error::{Error, Result};
-use nix::errno::Errno;
+use crate::serve::socket::Socket;
+use crate::serve::stop::is_passing;
+use crate::serve::{Export, Stopper};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -23,27 +21,7 @@ pub struct Server {
     socket: Socket,
     export: Arc<Export>,
     options: Options,
-    stop: Arc<EventFd>,
-}
-
-/// Ends a server from elsewhere.
-#[derive(Clone, Debug)]
-pub struct Stopper(Arc<EventFd>);
-
-impl Stopper {
-    /// One that can be given out before there is a server.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?)))
-    }
-
-    /// Asks the server to end.
-    pub fn stop(&self) {
-        // It fails only when it was asked very often.
-        let _ = self.0.write(1);
-    }
+    stopper: Stopper,
 }
 
 impl Server {
@@ -53,7 +31,7 @@ impl Server {
     /// `Busy` when somebody else listens there, `Exists` when something else is there, `Invalid` when the path is too
     /// long; the host's.
     pub fn bind(path: &Path, export: Arc<Export>, options: Options, stopper: &Stopper) -> Result<Self> {
-        Ok(Self { socket: Socket::bind(path)?, export, options, stop: stopper.0.clone() })
+        Ok(Self { socket: Socket::bind(path)?, export, options, stopper: stopper.clone() })
     }
 
     /// Serves until it is stopped; all that was written is durable then.
@@ -62,7 +40,7 @@ impl Server {
     /// The disk's, when it cannot be flushed; the host's.
     pub fn run(self) -> Result<()> {
         let mut served: Option<Connection> = None;
-        while self.wait()? {
+        while self.stopper.wait(self.socket.listener().as_fd())? {
             let Some(stream) = self.accept()? else { continue };
             if served.as_ref().is_some_and(|former| !former.ends_within(PATIENCE)) {
                 if !is_gone(&stream) {
@@ -80,17 +58,6 @@ impl Server {
         self.export.flush()
     }
 
-    /// Waits for a front end; false when the server is to end.
-    fn wait(&self) -> Result<bool> {
-        let listener = PollFd::new(self.socket.listener().as_fd(), PollFlags::POLLIN);
-        let stop = PollFd::new(self.stop.as_fd(), PollFlags::POLLIN);
-        let mut both = [listener, stop];
-        match poll(&mut both, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => Ok(!both[1].any().unwrap_or(false)),
-            Err(error) => Err(Error::io("cannot wait for a front end", error.into())),
-        }
-    }
-
     fn accept(&self) -> Result<Option<UnixStream>> {
         match self.socket.listener().accept() {
             Ok((stream, _)) => {
@@ -104,11 +71,6 @@ impl Server {
             Err(error) => Err(Error::io("cannot accept a front end", error)),
         }
     }
-}
-
-fn is_passing(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
-    matches!(error.kind(), ConnectionAborted | Interrupted | WouldBlock)
 }
 
 /// Whether the other side has hung up: it only wanted to know whether somebody is here.

@@ -1,11 +1,11 @@
 //! What one front end has set up: its memory, and its queues, which start when they are ready.
 
 use super::block::{self, feature};
-use super::export::Export;
 use super::inflight::{Area, Inflight};
 use super::memory::Memory;
 use super::queue::{Parts, Queue, Shared, Signal};
 use super::ring::{Nonsense, Places, Ring};
+use crate::serve::Export;
 use crate::sync::RwLock;
 use std::fs::File;
 use std::io;

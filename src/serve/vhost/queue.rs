@@ -3,10 +3,10 @@
 //! Each thread takes a request under the ring's lock, does it without, and gives it back under the lock again; so one
 //! slow request keeps no other one from being done. With more than one thread answers come out of order.
 
-use super::export::Export;
 use super::memory::Memory;
 use super::request::Worker;
 use super::ring::{Nonsense, Ring};
+use crate::serve::Export;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, RwLock};

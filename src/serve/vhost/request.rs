@@ -4,9 +4,9 @@
 
 use super::block::{self, HEADER, Header, Kind, MAY_UNMAP, PIECE, RANGE, RANGE_MAX, RANGES, Range, Status};
 use super::chain::{Chain, Malformed};
-use super::export::Export;
 use super::memory::{Cursor, Memory, Outside, Segment, is_there, total};
 use crate::qcow2::{Piece, Reader};
+use crate::serve::Export;
 use crate::storage::zero_volatile;
 use crate::units::{GuestOffset, SECTOR, index, length};
 use std::sync::Arc;
@@ -120,7 +120,7 @@ impl<'a> Worker<'a> {
                 Ok(Status::Ok.into())
             }
             Kind::Id => {
-                let id = &self.export.id()[..block::ID.min(index(data))];
+                let id = &block::id(self.export.name())[..block::ID.min(index(data))];
                 Cursor::new(&chain.writable).write(memory, id)?;
                 Ok(Answer { status: Status::Ok, filled: length(id.len()) })
             }

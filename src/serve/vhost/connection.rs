@@ -1,7 +1,7 @@
 //! A front end on a socket, from its first message to its last.
 
-use super::export::Export;
 use super::session::{Handler, Session};
+use crate::serve::Export;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
