@@ -62,6 +62,7 @@ bench: setup merge-case
 	COWSHED=$(abspath $(BINARY)) tests/bench/engine.sh
 	COWSHED=$(abspath $(BINARY)) tests/bench/view.sh
 	COWSHED=$(abspath $(BINARY)) tests/bench/vhost.sh
+	COWSHED=$(abspath $(BINARY)) tests/bench/nbd.sh
 
 install:
 	@test -x $(BINARY) || { echo "there is no $(BINARY) yet: run make build first" >&2; exit 1; }

@@ -552,6 +552,7 @@ fn of_all_clones_only_those_that_are_meant_are_shrunk_several_at_a_time() {
     let refused = case.shed.fails(1, &["shrink", "--all", "--only", "nobody*"]);
     assert!(refused.contains("no clone is meant"), "{refused}");
     case.shed.fails(2, &["shrink", "--only", "web-*"]);
+    case.shed.fails(2, &["shrink", "web", "--only", "web-*"]);
 }
 
 /// A clone with 30 files of text, and what is on its disk.

@@ -273,6 +273,7 @@ fn a_canary_that_is_not_on_the_new_version_stops_the_rest_by_name_unless_forced(
     assert_eq!(versions(&case), [2, 1, 1, 1, 1]);
     case.shed.ok(&["rebase", "--continue", "--force"]);
     assert_eq!(versions(&case), [2, 2, 2, 2, 2]);
+    case.shed.fails(2, &["rebase", "web-1", "--onto", "os@2", "--only", "web-*"]);
     case.shed.fails(2, &["rebase", "--all", "--onto", "os@2", "--force"]);
     case.shed.fails(2, &["rebase", "--continue", "--strategy", "keep"]);
 }

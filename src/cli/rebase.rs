@@ -29,7 +29,7 @@ pub(super) use told::{conflicts, line};
 #[derive(Args, Debug)]
 pub(super) struct Rebase {
     /// Clones.
-    #[arg(value_name = "CLONE", required_unless_present_any = ["all", "go_on"], conflicts_with = "all")]
+    #[arg(value_name = "CLONE", required_unless_present_any = ["all", "go_on"], conflicts_with_all = ["all", "only"])]
     clones: Vec<Name>,
     /// All clones of the base.
     #[arg(long)]

@@ -28,7 +28,7 @@ use told::Told;
 #[derive(Args, Debug)]
 pub(super) struct Shrink {
     /// Clones, or bases: the newest version of each.
-    #[arg(value_name = "CLONE|BASE", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(value_name = "CLONE|BASE", required_unless_present = "all", conflicts_with_all = ["all", "only"])]
     names: Vec<BaseRef>,
     /// All clones.
     #[arg(long)]

@@ -202,7 +202,7 @@ impl Job {
 
 fn processor_seconds() -> f64 {
     let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
-    Duration::from_micros((usage.user_time() + usage.system_time()).num_microseconds() as u64).as_secs_f64()
+    (usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1e6
 }
 
 fn main() {

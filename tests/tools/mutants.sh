@@ -16,12 +16,18 @@ LIMIT=1200
 
 say() { printf '%-32s %-10s %s\n' "$@"; }
 
-# What differs is copied with a new time, so that the build sees it, whatever an interrupted run left behind.
+listed() { git ls-files -z -- Cargo.toml Cargo.lock build.rs src tests fuse-mount docs fixtures; }
+
+# What differs is copied with a new time, so that the build sees it, whatever an interrupted run left behind; what is gone here
+# goes there.
 copy_tree() {
     local file
+    mkdir -p "$TREE"
+    LC_ALL=C comm -z -13 <(listed | LC_ALL=C sort -z) <(cd "$TREE" && find . -type f -printf '%P\0' | LC_ALL=C sort -z) |
+        (cd "$TREE" && xargs -0r rm -f)
     while IFS= read -r -d '' file; do
         cmp -s "$file" "$TREE/$file" || install -D -m "$(stat -c %a "$file")" "$file" "$TREE/$file"
-    done < <(git ls-files -z -- Cargo.toml Cargo.lock build.rs src tests fuse-mount docs fixtures)
+    done < <(listed)
 }
 
 build() {
