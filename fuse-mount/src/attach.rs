@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
@@ -18,6 +20,9 @@ use crate::mount_table::TYPE;
 
 const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
+/// How long to wait for users who are just leaving: a loop device lets go of its file a moment after its own unmount.
+const LEAVING: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(20);
 
 /// Mounts at `dir` and returns the kernel's end of the conversation.
 pub(crate) fn attach(dir: &Path, options: &Options) -> Result<OwnedFd> {
@@ -99,8 +104,19 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
     Err(io::Error::other(format!("{HELPER} sent no descriptor")))
 }
 
-/// Takes the mount at `dir` away; `lazy` also when it is in use (right only when its server is gone).
+/// Takes the mount at `dir` away; `lazy` also when it is in use (right only when its server is gone). Else it waits a second
+/// for users who are just leaving.
 pub(crate) fn detach(dir: &Path, lazy: bool) -> Result<()> {
+    let until = Instant::now() + LEAVING;
+    loop {
+        match detach_now(dir, lazy) {
+            Err(Error::Busy { .. }) if Instant::now() < until => thread::sleep(TICK),
+            result => return result,
+        }
+    }
+}
+
+fn detach_now(dir: &Path, lazy: bool) -> Result<()> {
     let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
     match nix::mount::umount2(dir, flags | MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) => Ok(()),

@@ -2,8 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::attach::detach;
 use crate::error::{Error, Result};
@@ -12,10 +11,6 @@ use crate::mount_table;
 
 /// How long to wait for the server to write its disks back.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How long to wait for users who are just leaving: a loop device lets go of its file a moment after its own unmount.
-const LEAVING: Duration = Duration::from_secs(1);
-const TICK: Duration = Duration::from_millis(20);
 
 /// Unmounts the view at `dir` as root or, by `fusermount3`, as the user who mounted it. Returns when its server has made
 /// every disk durable and dropped it, as far as the directory can be opened to tell. The mount of a server that died is
@@ -31,7 +26,7 @@ pub fn unmount(dir: &Path) -> Result<()> {
     if entry.is_dead() {
         return detach(&path, true);
     }
-    detach_within(LEAVING, &path)?;
+    detach(&path, false)?;
     if mount_table::top_at(&path)?.is_some() {
         // Something else is seen there now, and the server's directory cannot be reached.
         return Ok(());
@@ -39,15 +34,5 @@ pub fn unmount(dir: &Path) -> Result<()> {
     match File::open(&path) {
         Ok(folder) => lock_within(folder, SERVER_TIMEOUT, &path).map(drop),
         Err(_) => Ok(()),
-    }
-}
-
-fn detach_within(patience: Duration, path: &Path) -> Result<()> {
-    let until = Instant::now() + patience;
-    loop {
-        match detach(path, false) {
-            Err(Error::Busy { .. }) if Instant::now() < until => thread::sleep(TICK),
-            result => return result,
-        }
     }
 }

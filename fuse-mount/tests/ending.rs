@@ -58,15 +58,20 @@ fn a_mount_in_use_is_not_unmounted_and_goes_on() {
 
 #[test]
 fn unmount_waits_for_those_who_are_just_leaving() {
-    let view = TestView::new();
-    view.memory.add("clones/a.raw", 4096);
-    let file = view.writable("clones/a.raw");
-    let leaving = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(100));
-        drop(file);
-    });
-    fuse_mount::unmount(view.dir()).unwrap();
-    leaving.join().unwrap();
+    for from_inside in [false, true] {
+        let view = TestView::new();
+        view.memory.add("clones/a.raw", 4096);
+        let file = view.writable("clones/a.raw");
+        let leaving = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            drop(file);
+        });
+        match from_inside {
+            true => view.mount.as_ref().unwrap().unmount().unwrap(),
+            false => fuse_mount::unmount(view.dir()).unwrap(),
+        }
+        leaving.join().unwrap();
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The end of a server, asked for from elsewhere.
+//! What a server waits for: somebody who connects, or its end, asked for from elsewhere.
 
 use crate::error::{Error, Result};
 use nix::errno::Errno;
@@ -7,6 +7,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+/// How long nobody is accepted when the host has no room for another one.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Ends a server from elsewhere.
 #[derive(Clone, Debug)]
@@ -39,8 +44,39 @@ impl Stopper {
     }
 }
 
-/// Whether nobody has come after all: it has gone again, or there was none.
-pub(super) fn is_passing(error: &io::Error) -> bool {
+/// Who has come, if somebody is there. When the host has no descriptors or memory for one more, nobody is, after a pause.
+///
+/// # Errors
+/// Any other one of `accepted`.
+pub(super) fn who_came<T>(accepted: io::Result<T>) -> io::Result<Option<T>> {
     use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
-    matches!(error.kind(), ConnectionAborted | Interrupted | WouldBlock)
+    let crowded = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM].map(|errno| errno as i32);
+    match accepted {
+        Ok(stream) => Ok(Some(stream)),
+        // It has gone again, or there was none.
+        Err(error) if matches!(error.kind(), ConnectionAborted | Interrupted | WouldBlock) => Ok(None),
+        Err(error) if error.raw_os_error().is_some_and(|errno| crowded.contains(&errno)) => {
+            thread::sleep(PAUSE);
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_crowded_host_and_who_has_gone_end_no_server() {
+        let failed = |errno: Errno| who_came::<()>(Err(errno.into()));
+        for errno in
+            [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EAGAIN, Errno::ECONNABORTED, Errno::EINTR]
+        {
+            assert_eq!(failed(errno).unwrap(), None, "{errno}");
+        }
+        assert_eq!(who_came(Ok(7)).unwrap(), Some(7));
+        assert!(failed(Errno::EBADF).is_err());
+    }
 }

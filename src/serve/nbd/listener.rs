@@ -4,18 +4,12 @@ use super::address::{Address, resolve, uri};
 use super::stream::Stream;
 use crate::error::{Error, Result};
 use crate::serve::socket::Socket;
-use crate::serve::stop::is_passing;
-use nix::errno::Errno;
+use crate::serve::stop::who_came;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path;
-use std::thread;
-use std::time::Duration;
-
-/// How long nobody is accepted when the host has no room for another one.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// A listening socket.
 #[derive(Debug)]
@@ -59,15 +53,8 @@ impl Listener {
             Self::Unix(socket) => socket.listener().accept().map(|(stream, _)| Stream::Unix(stream)),
             Self::Tcp(listener) => listener.accept().map(|(stream, _)| Stream::Tcp(stream)),
         };
-        match accepted.and_then(|stream| prepare(&stream).map(|()| stream)) {
-            Ok(stream) => Ok(Some(stream)),
-            Err(error) if is_passing(&error) => Ok(None),
-            Err(error) if is_crowded(&error) => {
-                thread::sleep(PAUSE);
-                Ok(None)
-            }
-            Err(error) => Err(Error::io("cannot accept a client", error)),
-        }
+        who_came(accepted.and_then(|stream| prepare(&stream).map(|()| stream)))
+            .map_err(|error| Error::io("cannot accept a client", error))
     }
 }
 
@@ -92,10 +79,4 @@ fn prepare_tcp(stream: &TcpStream) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     Ok(setsockopt(stream, sockopt::KeepAlive, &true)?)
-}
-
-/// Whether the host has no descriptors or memory for one more.
-fn is_crowded(error: &io::Error) -> bool {
-    let crowded = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM].map(|errno| errno as i32);
-    error.raw_os_error().is_some_and(|errno| crowded.contains(&errno))
 }

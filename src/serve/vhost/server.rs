@@ -3,7 +3,7 @@
 use super::connection::{Connection, Options};
 use crate::error::{Error, Result};
 use crate::serve::socket::Socket;
-use crate::serve::stop::is_passing;
+use crate::serve::stop::who_came;
 use crate::serve::{Export, Stopper};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
@@ -59,17 +59,9 @@ impl Server {
     }
 
     fn accept(&self) -> Result<Option<UnixStream>> {
-        match self.socket.listener().accept() {
-            Ok((stream, _)) => {
-                stream
-                    .set_nonblocking(false)
-                    .map_err(|error| Error::io("cannot talk to a front end", error))?;
-                Ok(Some(stream))
-            }
-            // It has gone again, or all descriptors are in use.
-            Err(error) if is_passing(&error) => Ok(None),
-            Err(error) => Err(Error::io("cannot accept a front end", error)),
-        }
+        let accepted = self.socket.listener().accept();
+        let prepared = accepted.and_then(|(stream, _)| stream.set_nonblocking(false).map(|()| stream));
+        who_came(prepared).map_err(|error| Error::io("cannot accept a front end", error))
     }
 }
 
