@@ -18,13 +18,7 @@ while getopts r:t:o: option; do
 done
 work_folder
 
-python3 - "$work/noise.raw" <<'P'
-import random, sys
-random.seed(1)
-with open(sys.argv[1], "wb") as disk:
-    for _ in range(512):
-        disk.write(random.randbytes(1 << 20))
-P
+noise "$work/noise.raw" 512
 truncate -s 4G "$work/empty.raw"
 truncate -s 512M "$work/limit.raw"
 fill raw "$work/limit.raw" 512 64 64 1

@@ -45,3 +45,14 @@ for place in places:
         print(f"write -P {at % 250 + 1} {at}k {min(64, length)}k")
 P
 }
+
+# noise FILE MIB: a raw disk of so many MiB that repeat nothing.
+noise() {
+    python3 - "$@" <<'P'
+import random, sys
+random.seed(1)
+with open(sys.argv[1], "wb") as disk:
+    for _ in range(int(sys.argv[2])):
+        disk.write(random.randbytes(1 << 20))
+P
+}

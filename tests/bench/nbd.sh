@@ -74,19 +74,13 @@ one_run() { # ROUND JOB CONTENDER
     python3 "$here/nbd.py" line "$said" "$(job "$2")" "$2" "$3" "$1" | tee -a "$runs"
 }
 
-python3 - "$work/base.raw" <<'P'
-import random, sys
-random.seed(1)
-with open(sys.argv[1], "wb") as disk:
-    for _ in range(256):
-        disk.write(random.randbytes(1 << 20))
-    disk.truncate(2048 << 20)
-P
+noise "$work/base.raw" 256
+truncate -s 2G "$work/base.raw"
 "$COWSHED" import "$work/base.raw" --name base --format raw >/dev/null
 rm "$work/base.raw"
 "$COWSHED" clone base bench >/dev/null
 image=$("$COWSHED" path bench)
-qemu-io -f qcow2 -t writeback -c "write -P 7 0 128M" "$image" >/dev/null
+fill qcow2 "$image" 128 64 64 7
 
 orders=("cowshed qemu" "qemu cowshed")
 for round in $(seq "$rounds"); do

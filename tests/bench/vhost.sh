@@ -93,18 +93,12 @@ one_run() { # ROUND JOB QUEUES DEPTH CONTENDER
 }
 
 mkdir "$work/view"
-python3 - "$work/base.raw" <<'P'
-import random, sys
-random.seed(1)
-with open(sys.argv[1], "wb") as disk:
-    for _ in range(512):
-        disk.write(random.randbytes(1 << 20))
-P
+noise "$work/base.raw" 512
 "$COWSHED" import "$work/base.raw" --name base --format raw >/dev/null
 rm "$work/base.raw"
 "$COWSHED" clone base bench >/dev/null
 image=$("$COWSHED" path bench)
-qemu-io -f qcow2 -t writeback -c "write -P 7 0 128M" "$image" >/dev/null
+fill qcow2 "$image" 128 64 64 7
 
 orders=("cowshed qemu view" "view cowshed qemu" "qemu view cowshed")
 for round in $(seq "$rounds"); do

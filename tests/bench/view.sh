@@ -20,14 +20,8 @@ work_folder
 
 # A GiB of noise, and behind it nothing up to 4 GiB.
 mkdir "$work/view" "$work/bare"
-python3 - "$work/base.raw" <<'P'
-import random, sys
-random.seed(1)
-with open(sys.argv[1], "wb") as disk:
-    for _ in range(1024):
-        disk.write(random.randbytes(1 << 20))
-    disk.truncate(4 << 30)
-P
+noise "$work/base.raw" 1024
+truncate -s 4G "$work/base.raw"
 truncate -s 4G "$work/limit.raw"
 fill raw "$work/limit.raw" 1024 64 64 1
 "$COWSHED" import "$work/base.raw" --name base --format raw >/dev/null
