@@ -17,21 +17,14 @@ use nbd::{
     is_over,
 };
 use rng::{Rng, seed_from_environment};
-use serving::Server;
-use std::fs;
+use serving::{Server, content, only_a_stale_socket_is_replaced, shed};
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-
-fn shed() -> Shed {
-    let shed = Shed::with_base();
-    shed.ok(&["clone", "deb", "web"]);
-    shed
-}
 
 fn start(shed: &Shed, arguments: &[&str]) -> Server {
     Server::start(shed, "--nbd", arguments)
@@ -39,12 +32,6 @@ fn start(shed: &Shed, arguments: &[&str]) -> Server {
 
 fn client(server: &Server, structured: bool) -> Nbd<UnixStream> {
     Nbd::on(server.connect(), structured)
-}
-
-fn content(shed: &Shed, what: &str) -> Vec<u8> {
-    let out = shed.path("out.raw");
-    shed.ok(&["export", what, out.to_str().unwrap(), "--format", "raw", "--force"]);
-    fs::read(out).unwrap()
 }
 
 /// Random requests by two clients, one of which has no structured replies, do what they do to a vector.
@@ -240,20 +227,8 @@ fn a_clone_that_is_served_is_in_use_and_its_end_is_clean() {
 }
 
 #[test]
-fn a_stale_socket_is_replaced_and_one_in_use_is_left_alone() {
-    let shed = shed();
-    let path = shed.path("socket");
-    let socket = path.to_str().unwrap();
-    drop(UnixListener::bind(&path).unwrap());
-    start(&shed, &["web"]).kill();
-    assert!(path.exists());
-    let server = start(&shed, &["web"]);
-    let said = shed.fails(1, &["serve", "deb", "--nbd", socket]);
-    assert!(said.contains("somebody else listens"), "{said}");
-    client(&server, true).read(0, 512);
-    server.end("-TERM");
-    fs::write(&path, "a file").unwrap();
-    assert!(shed.fails(1, &["serve", "web", "--nbd", socket]).contains("is no socket"));
+fn a_stale_socket_is_replaced_and_anything_else_is_left_alone() {
+    only_a_stale_socket_is_replaced("--nbd", |server| drop(client(server, true).read(0, 512)));
 }
 
 #[test]

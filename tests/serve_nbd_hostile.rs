@@ -13,15 +13,14 @@ mod serving;
 use common::{DISK, Shed};
 use nbd::{Nbd, READ, WRITE, context, info, is_over, option, option_reply, request};
 use rng::{Rng, seed_from_environment};
-use serving::Server;
+use serving::{Server, shed};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 fn start(arguments: &[&str]) -> (Shed, Server) {
-    let shed = Shed::with_base();
-    shed.ok(&["clone", "deb", "web"]);
+    let shed = shed();
     let server = Server::start(&shed, "--nbd", arguments);
     (shed, server)
 }

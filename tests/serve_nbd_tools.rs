@@ -7,17 +7,11 @@ mod common;
 mod serving;
 
 use common::store::{file_digest, must, qemu_check};
-use common::{DISK, Shed, noise};
+use common::{DISK, noise};
 use serde_json::Value;
-use serving::Server;
+use serving::{Server, shed};
 use std::fs;
 use std::path::Path;
-
-fn shed() -> Shed {
-    let shed = Shed::with_base();
-    shed.ok(&["clone", "deb", "web"]);
-    shed
-}
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()

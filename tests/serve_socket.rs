@@ -17,30 +17,15 @@ use common::{DISK, Shed, one_line};
 use front::{FLUSH, Front, Request, Wish};
 use play::play;
 use rng::{Rng, seed_from_environment};
-use serving::Server;
-use std::fs::{self, File};
+use serving::{Server, content, only_a_stale_socket_is_replaced, shed};
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 fn start(shed: &Shed, arguments: &[&str]) -> Server {
     Server::start(shed, "--vhost-user", arguments)
-}
-
-fn shed() -> Shed {
-    let shed = Shed::with_base();
-    shed.ok(&["clone", "deb", "web"]);
-    shed
-}
-
-fn content(shed: &Shed, what: &str) -> Vec<u8> {
-    let out = shed.path("out.raw");
-    shed.ok(&["export", what, out.to_str().unwrap(), "--format", "raw", "--force"]);
-    let mut bytes = Vec::new();
-    File::open(&out).unwrap().read_to_end(&mut bytes).unwrap();
-    bytes
 }
 
 #[test]
@@ -107,28 +92,10 @@ fn a_base_is_served_read_only_under_its_version() {
 
 #[test]
 fn a_stale_socket_is_replaced_and_anything_else_is_left_alone() {
-    let shed = shed();
-    let path = shed.path("socket");
-    let socket = path.to_str().unwrap();
-    drop(UnixListener::bind(&path).unwrap());
-    start(&shed, &["web"]).kill();
-    assert!(path.exists());
-    let server = start(&shed, &["web"]);
-    let said = shed.fails(1, &["serve", "deb", "--vhost-user", socket]);
-    assert!(said.contains("somebody else listens"), "{said}");
-    let (_front, mut drivers) = Front::new(server.connect(), Wish::queues(1));
-    assert_eq!(drivers[0].ask(&Request::new(FLUSH, 0)).status, 0, "and the one that was there goes on");
-    server.end("-TERM");
-    fs::write(&path, "a file").unwrap();
-    let said = shed.fails(1, &["serve", "web", "--vhost-user", socket]);
-    assert!(said.contains("is no socket"), "{said}");
-    assert_eq!(fs::read_to_string(&path).unwrap(), "a file");
-    let long = shed.path(&"x".repeat(120));
-    let said = shed.fails(1, &["serve", "web", "--vhost-user", long.to_str().unwrap()]);
-    assert!(said.contains("too long for a socket"), "{said}");
-    let nowhere = shed.path("no/socket");
-    let said = shed.fails(1, &["serve", "web", "--vhost-user", nowhere.to_str().unwrap()]);
-    assert!(said.contains("cannot listen at"), "{said}");
+    only_a_stale_socket_is_replaced("--vhost-user", |server| {
+        let (_front, mut drivers) = Front::new(server.connect(), Wish::queues(1));
+        assert_eq!(drivers[0].ask(&Request::new(FLUSH, 0)).status, 0, "and the one that was there goes on");
+    });
 }
 
 #[test]

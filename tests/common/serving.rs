@@ -3,9 +3,46 @@
 
 use super::common::{Shed, until};
 use std::fs::{self, File};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+/// A store with a clone `web` of the base `deb`.
+pub fn shed() -> Shed {
+    let shed = Shed::with_base();
+    shed.ok(&["clone", "deb", "web"]);
+    shed
+}
+
+/// All bytes of a disk.
+pub fn content(shed: &Shed, what: &str) -> Vec<u8> {
+    let out = shed.path("out.raw");
+    shed.ok(&["export", what, out.to_str().unwrap(), "--format", "raw", "--force"]);
+    fs::read(out).unwrap()
+}
+
+/// What `protocol` does with something that is at its socket's path already; `goes_on` asserts that a server in use does.
+pub fn only_a_stale_socket_is_replaced(protocol: &str, goes_on: impl FnOnce(&Server)) {
+    let shed = shed();
+    let path = shed.path("socket");
+    let refused = |disk: &str, at: &Path| shed.fails(1, &["serve", disk, protocol, at.to_str().unwrap()]);
+    drop(UnixListener::bind(&path).unwrap());
+    Server::start(&shed, protocol, &["web"]).kill();
+    assert!(path.exists());
+    let server = Server::start(&shed, protocol, &["web"]);
+    let said = refused("deb", &path);
+    assert!(said.contains("somebody else listens"), "{said}");
+    goes_on(&server);
+    server.end("-TERM");
+    fs::write(&path, "a file").unwrap();
+    let said = refused("web", &path);
+    assert!(said.contains("is no socket"), "{said}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "a file");
+    let said = refused("web", &shed.path(&"x".repeat(120)));
+    assert!(said.contains("too long for a socket"), "{said}");
+    let said = refused("web", &shed.path("no/socket"));
+    assert!(said.contains("cannot listen at"), "{said}");
+}
 
 /// `cowshed serve`; killed when dropped.
 pub struct Server {
