@@ -3,8 +3,12 @@
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::{Piece, Reader, Source};
 use crate::storage::{Latch, Storage};
-use crate::units::{GuestOffset, HostOffset};
+use crate::units::{GuestOffset, HostOffset, KIB};
 use std::sync::Arc;
+
+/// Reads of so many bytes ask the host for holes first: reading a hole takes as long as reading data, and fills the page
+/// cache with zeros.
+const WORTH_ASKING: u64 = 64 * KIB;
 
 /// A raw file.
 #[derive(Debug)]
@@ -30,9 +34,25 @@ impl RawLayer {
         self.size
     }
 
-    pub(super) fn read_to(&self, reader: &mut dyn Reader, at: GuestOffset, len: u64) -> Result<()> {
-        let (file, at) = (&self.storage, HostOffset(at.0));
-        reader.take(Piece::Stored { file, at, len, doing: "reading a raw image" })
+    pub(super) fn read_to(&self, reader: &mut dyn Reader, mut at: GuestOffset, mut len: u64) -> Result<()> {
+        while len >= WORTH_ASKING {
+            let (run, source) = self.extent(at)?;
+            // Small pieces are read at once: asking for each would take longer.
+            if run < WORTH_ASKING {
+                break;
+            }
+            let run = run.min(len);
+            match source {
+                Source::Data(_) => reader.take(self.stored(at, run))?,
+                _ => reader.take(Piece::Zeros(run))?,
+            }
+            (at, len) = (GuestOffset(at.0 + run), len - run);
+        }
+        if len > 0 { reader.take(self.stored(at, len)) } else { Ok(()) }
+    }
+
+    fn stored(&self, at: GuestOffset, len: u64) -> Piece<'_> {
+        Piece::Stored { file: &self.storage, at: HostOffset(at.0), len, doing: "reading a raw image" }
     }
 
     fn writable(&self) -> Result<&Latch> {
@@ -66,5 +86,72 @@ impl RawLayer {
         let source =
             if run.data { Source::Data(HostOffset(at.0)) } else { Source::Zero { allocated: false } };
         Ok((run.len, source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::storage::Memory;
+    use crate::units::{index, length};
+
+    /// What a reader was given: how many zeros, and how many bytes of the file.
+    #[derive(Default)]
+    struct Given {
+        zeros: u64,
+        stored: Vec<(u64, u64)>,
+        bytes: Vec<u8>,
+    }
+
+    impl Reader for Given {
+        fn take(&mut self, piece: Piece<'_>) -> Result<()> {
+            let from = self.bytes.len();
+            match piece {
+                Piece::Zeros(len) => {
+                    self.zeros += len;
+                    self.bytes.resize(from + index(len), 0);
+                }
+                Piece::Stored { file, at, len, .. } => {
+                    self.stored.push((at.0, len));
+                    self.bytes.resize(from + index(len), 0);
+                    file.read_at(&mut self.bytes[from..], at).unwrap();
+                }
+                Piece::Bytes(_) => unreachable!("a raw file has none"),
+            }
+            Ok(())
+        }
+    }
+
+    fn given(layer: &RawLayer, at: u64, len: u64) -> Given {
+        let mut given = Given::default();
+        layer.read_to(&mut given, GuestOffset(at), len).unwrap();
+        given
+    }
+
+    #[test]
+    fn holes_are_not_read_unless_they_are_small() {
+        let file = Arc::new(Memory::default());
+        file.set_len(1024 * KIB).unwrap();
+        file.write_at(&[7; 64 << 10], HostOffset(256 * KIB)).unwrap();
+        (0..8).for_each(|n| file.write_at(&[8; 4096], HostOffset((512 + 8 * n) * KIB)).unwrap());
+        let layer = RawLayer::new(file.clone(), false).unwrap();
+        let all = given(&layer, 0, 1024 * KIB);
+        assert_eq!(all.stored, [(256 * KIB, 64 * KIB), (512 * KIB, 512 * KIB)]);
+        assert_eq!(all.zeros, 448 * KIB);
+        for (at, len) in
+            [(0, 1024), (1, 300), (255, 3), (250, 100), (300, 200), (500, 100), (512, 64), (1000, 24)]
+        {
+            let mut expected = vec![0; index(len * KIB)];
+            file.read_at(&mut expected, HostOffset(at * KIB)).unwrap();
+            let given = given(&layer, at * KIB, len * KIB);
+            assert!(given.bytes == expected, "{len} KiB at {at}");
+            assert_eq!(
+                given.zeros + given.stored.iter().map(|(_, len)| len).sum::<u64>(),
+                length(expected.len())
+            );
+        }
+        // Not worth a question.
+        assert_eq!(given(&layer, 0, 4096).stored, [(0, 4096)]);
     }
 }

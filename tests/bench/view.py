@@ -12,7 +12,8 @@ import time
 
 from medians import save
 
-THREADS = "2"
+# As many as a mount has by itself.
+THREADS = os.environ.get("THREADS", "4")
 # Clone, fio's arguments, whether the page cache is empty at the start. "new" is a clone that nothing was written to.
 DIRECT, BUFFERED, DEEP = "--direct=1 --ioengine=psync", "--direct=0 --ioengine=psync", "--direct=1 --ioengine=io_uring --iodepth=32"
 GIB = "--size=1g"
@@ -124,19 +125,47 @@ class Server:
             sys.exit(f"{self.process.args[0]} failed")
 
 
+def prepare(folder, contender, clone, cold):
+    """Brings what a contender reads into the page cache, or empties that; then waits a moment for other work to end."""
+    subprocess.run(["sync"], check=True)
+    if cold:
+        with open("/proc/sys/vm/drop_caches", "w") as file:
+            file.write("1")
+    else:
+        files = [os.path.join(folder, "limit.raw")]
+        if contender in ("cowshed", "qemu"):
+            info = subprocess.run(["qemu-img", "info", "-U", "--backing-chain", "--output=json", cowshed("path", clone)],
+                                  check=True, capture_output=True, text=True).stdout
+            files = [image["filename"] for image in json.loads(info)]
+        for path in files:
+            subprocess.run(["dd", f"if={path}", "of=/dev/null", "bs=1M", "count=1100", "status=none"], check=True)
+    for _ in range(20):
+        before = busy()
+        time.sleep(0.3)
+        if busy() - before < 0.2 * 0.3 * os.cpu_count():
+            break
+
+
+def busy():
+    """Seconds that the processors have worked since the host's start."""
+    with open("/proc/stat") as file:
+        fields = [int(field) for field in file.readline().split()[1:]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
 def run(folder, name, contender, seconds, number):
     clone, arguments, cold = JOBS[name]
     if clone == "new":
         cowshed("clone", "base", "new")
-    if cold:
-        subprocess.run(["sync"], check=True)
-        with open("/proc/sys/vm/drop_caches", "w") as file:
-            file.write("1")
     server = Server(folder, contender, clone)
+    # The raw file is the limit of what lies in the host's page cache, or of the disk.
+    if contender == "raw" and not cold:
+        arguments = arguments.replace("--direct=1", "--direct=0")
+    prepare(folder, contender, clone, cold)
     used = server.processor_seconds()
     fio = subprocess.run(
         ["fio", "--name=job", f"--filename={server.target}", "--thread", "--group_reporting", "--output-format=json",
-         f"--randseed={number}", *([] if clone == "new" else ["--time_based", f"--runtime={seconds}"]), *arguments.split()],
+         "--invalidate=0", f"--randseed={number}", *([] if clone == "new" else ["--time_based", f"--runtime={seconds}"]), *arguments.split()],
         check=True, capture_output=True, text=True).stdout
     result = json.loads(fio[fio.index("{"):])["jobs"][0]
     used, peak = server.processor_seconds() - used, server.peak_mib()

@@ -5,7 +5,7 @@ use super::inflight::{self, Area};
 use super::memory::Memory;
 use super::queue::signal;
 use super::ring::MOST_ENTRIES;
-use super::session::{Mapping, Session, Setup, refused};
+use super::session::{Mapping, Session, Setup, refused, with_region};
 use crate::units::{index, length};
 use std::fs::File;
 use std::sync::Arc;
@@ -59,12 +59,14 @@ impl VhostUserBackendReqHandlerMut for Session {
         files: Vec<File>,
         _: Option<bool>,
     ) -> Result<Option<Vec<u64>>> {
-        self.mappings.clear();
-        let mut memory = Memory::new();
+        let (mut memory, mut mappings) = (Memory::new(), Vec::new());
         for (region, file) in regions.iter().zip(files) {
-            memory = self.add(region, file, &memory)?;
+            let (more, mapping) = with_region(&memory, region, file)?;
+            memory = more;
+            mappings.push(mapping);
         }
         *self.memory.write() = memory;
+        self.mappings = mappings;
         Ok(None)
     }
 
@@ -190,9 +192,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         if self.mappings.len() >= MOST_REGIONS {
             return Err(Error::InvalidParam);
         }
-        let shared = self.memory.clone();
-        let mut memory = shared.write();
-        *memory = self.add(region, file, &memory)?;
+        self.add(region, file)?;
         Ok(None)
     }
 

@@ -134,15 +134,28 @@ impl Session {
         self.queues.iter_mut().for_each(Self::stop);
     }
 
-    pub(super) fn add(&mut self, region: &VhostUserMemoryRegion, file: File, to: &Memory) -> Result<Memory> {
-        let (guest, front, len) = (region.guest_phys_addr, region.user_addr, region.memory_size);
-        let mapped = GuestRegionMmap::new(region.mmap_region(file)?, GuestAddress(guest));
-        let mapped =
-            mapped.ok_or_else(|| refused("a region of memory reaches past the end of the addresses"))?;
-        let memory = to.insert_region(Arc::new(mapped)).map_err(refused)?;
-        self.mappings.push(Mapping { front, guest, len });
-        Ok(memory)
+    /// Adds a region to what the queues use already.
+    pub(super) fn add(&mut self, region: &VhostUserMemoryRegion, file: File) -> Result<()> {
+        let shared = self.memory.clone();
+        let mut memory = shared.write();
+        let (more, mapping) = with_region(&memory, region, file)?;
+        *memory = more;
+        self.mappings.push(mapping);
+        Ok(())
     }
+}
+
+/// `memory` with one more region, and where the front end has that region.
+pub(super) fn with_region(
+    memory: &Memory,
+    region: &VhostUserMemoryRegion,
+    file: File,
+) -> Result<(Memory, Mapping)> {
+    let (guest, front, len) = (region.guest_phys_addr, region.user_addr, region.memory_size);
+    let mapped = GuestRegionMmap::new(region.mmap_region(file)?, GuestAddress(guest));
+    let mapped = mapped.ok_or_else(|| refused("a region of memory reaches past the end of the addresses"))?;
+    let memory = memory.insert_region(Arc::new(mapped)).map_err(refused)?;
+    Ok((memory, Mapping { front, guest, len }))
 }
 
 impl Drop for Session {
