@@ -7,7 +7,7 @@ mod raw;
 mod walk;
 
 use crate::error::{Error, Result};
-use crate::qcow2::{Below, Compacted, Extent, GoOn, Image, Packed, Piece, Reader, Source};
+use crate::qcow2::{Below, Compacted, Extent, GoOn, Image, Packed, Piece, Put, Reader, Source};
 use crate::units::{GuestOffset, HostOffset, MIB, length};
 use std::ops::Range;
 
@@ -211,6 +211,15 @@ impl Disk {
             Layer::Raw(raw) => raw.write(data, at),
             Layer::Qcow2(image) => image.write(data, at, &self.below()),
         }
+    }
+
+    /// Writes the first part of a range that has a place of its own in the top layer, by `put`, and returns its length. See
+    /// [`Image::write_owned`].
+    ///
+    /// # Errors
+    /// As [`Image::write_owned`]; `Invalid` when the top layer is a raw file.
+    pub fn write_owned(&self, at: GuestOffset, len: u64, put: Put<'_>) -> Result<u64> {
+        self.top()?.write_owned(at, len, put)
     }
 
     /// Makes a range read as zeros; it must lie inside the disk.

@@ -56,6 +56,7 @@ pub use pack::Packed;
 pub use repair::repair;
 pub use report::CheckReport;
 pub use resize::shrink;
+pub use write::Put;
 
 /// How an image is opened.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 use crate::disk::Disk;
 use crate::error::{Error, Kind, Result, report, tell};
 use crate::idle::{Changes, Flusher, Lazy, Queue};
-use crate::qcow2::Reader;
+use crate::qcow2::{Put, Reader};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::units::GuestOffset;
 use std::fmt::{self, Debug};
@@ -122,7 +122,7 @@ impl Export {
         }
     }
 
-    fn change(self: &Arc<Self>, request: impl FnOnce(&Disk) -> Result<()>) -> Result<()> {
+    fn change<T>(self: &Arc<Self>, request: impl FnOnce(&Disk) -> Result<T>) -> Result<T> {
         if self.read_only {
             return Err(Error::new(Kind::ReadOnly, format!("{} is served for reading only", self.name)));
         }
@@ -163,6 +163,14 @@ impl Export {
     /// As [`Disk::write`]; `ReadOnly`.
     pub fn write(self: &Arc<Self>, data: &[u8], at: GuestOffset) -> Result<()> {
         self.change(|disk| disk.write(data, at))
+    }
+
+    /// Writes the first part of a range that has a place of its own, by `put`, and returns its length.
+    ///
+    /// # Errors
+    /// As [`Disk::write_owned`]; `ReadOnly`.
+    pub fn write_owned(self: &Arc<Self>, at: GuestOffset, len: u64, put: Put<'_>) -> Result<u64> {
+        self.change(|disk| disk.write_owned(at, len, put))
     }
 
     /// Tells that a range is not needed.

@@ -149,6 +149,14 @@ impl Storage for HostFile {
         self.change(Change::Write(&self.file, at, data), || self.file.write_all_at(data, at.0))
     }
 
+    fn write_volatile(&self, from: &[VolatileSlice<'_>], at: HostOffset) -> io::Result<()> {
+        match &self.watcher {
+            None => volatile::write(&self.file, from, at),
+            // Who watches sees the bytes.
+            Some(_) => volatile::copy_to(self, from, at),
+        }
+    }
+
     fn punch(&self, at: HostOffset, len: u64) -> io::Result<()> {
         let end = self.len()?.min(at.0.saturating_add(len));
         if end <= at.0 {

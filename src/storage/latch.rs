@@ -9,7 +9,7 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 /// A storage that is latched by the first failed sync, and by the first write that fails for another reason than
-/// missing space.
+/// missing space, or memory of its caller's that is not there.
 ///
 /// After a failed sync the kernel may have dropped the dirty pages and marked them clean, so that a second sync
 /// would report a success that never happened. A full filesystem loses nothing: the write was refused, and can be
@@ -60,13 +60,14 @@ impl Latch {
         result
     }
 
-    fn change(&self, run: impl FnOnce(&dyn Storage) -> io::Result<()>, space: bool) -> io::Result<()> {
+    /// `again` says whether a refusal may be followed by another attempt.
+    fn change(&self, run: impl FnOnce(&dyn Storage) -> io::Result<()>, again: bool) -> io::Result<()> {
         if self.is_closed() {
             return Err(io::Error::other(self.sentence("this file")));
         }
         let result = run(&*self.inner);
         if let Err(error) = &result
-            && !(space && is_out_of_space(error))
+            && !(again && (is_out_of_space(error) || error.raw_os_error() == Some(libc::EFAULT)))
         {
             self.cause.lock().get_or_insert_with(|| error.to_string());
             self.closed.store(true, Ordering::Release);
@@ -93,6 +94,10 @@ impl Storage for Latch {
 
     fn write_at(&self, data: &[u8], at: HostOffset) -> io::Result<()> {
         self.change(|inner| inner.write_at(data, at), true)
+    }
+
+    fn write_volatile(&self, from: &[VolatileSlice<'_>], at: HostOffset) -> io::Result<()> {
+        self.change(|inner| inner.write_volatile(from, at), true)
     }
 
     fn punch(&self, at: HostOffset, len: u64) -> io::Result<()> {
@@ -122,5 +127,29 @@ impl Storage for Latch {
 
     fn allocated(&self) -> io::Result<u64> {
         self.inner.allocated()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::storage::HostFile;
+    use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+
+    #[test]
+    fn memory_that_is_not_there_is_refused_and_closes_nothing() {
+        let behind = tempfile::tempfile().unwrap();
+        behind.set_len(4096).unwrap();
+        let region: MmapRegion<()> =
+            MmapRegion::from_file(FileOffset::new(behind.try_clone().unwrap(), 0), 4096).unwrap();
+        behind.set_len(0).unwrap();
+        let latch = Latch::new(Arc::new(HostFile::new(tempfile::tempfile().unwrap())));
+        let lost = region.get_slice(0, 4096).unwrap();
+        let error = latch.write_volatile(&[lost], HostOffset(0)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
+        assert!(!latch.is_closed());
+        latch.write_at(&[1; 512], HostOffset(0)).unwrap();
+        latch.sync().unwrap();
     }
 }

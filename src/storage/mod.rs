@@ -66,6 +66,14 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// The host's error; any part of the range may then be written.
     fn write_at(&self, data: &[u8], at: HostOffset) -> io::Result<()>;
 
+    /// As [`Storage::write_at`], from memory that others may change at any time: any of what it holds meanwhile is written.
+    ///
+    /// # Errors
+    /// As [`Storage::write_at`]; `EFAULT` where that memory has lost its file.
+    fn write_volatile(&self, from: &[VolatileSlice<'_>], at: HostOffset) -> io::Result<()> {
+        volatile::copy_to(self, from, at)
+    }
+
     /// Makes `len` bytes read as zeros and gives their blocks back where the host can. Never grows the file.
     ///
     /// # Errors

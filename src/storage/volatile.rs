@@ -1,4 +1,4 @@
-//! Memory that somebody else changes at any time, such as a guest's: the host fills it, and nobody borrows it as bytes.
+//! Memory that somebody else changes at any time, such as a guest's: the host fills or reads it, and nobody borrows it as bytes.
 
 use super::Storage;
 use crate::units::{HostOffset, index, length};
@@ -12,9 +12,28 @@ const MOST: usize = 1024;
 /// Bytes that are copied at once.
 const COPIED: usize = 65536;
 
+/// `preadv` or `pwritev`.
+type Call = unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t;
+
 /// Fills `to` from `at` on, straight from the file. Bytes past its end are zeros.
 pub(super) fn read(file: &File, to: &[VolatileSlice<'_>], at: HostOffset) -> io::Result<()> {
-    let mut left: Vec<VolatileSlice<'_>> = to.iter().filter(|run| !run.is_empty()).copied().collect();
+    transfer(libc::preadv, file, to, at, zero)
+}
+
+/// Writes `from` to the file, from `at` on.
+pub(super) fn write(file: &File, from: &[VolatileSlice<'_>], at: HostOffset) -> io::Result<()> {
+    transfer(libc::pwritev, file, from, at, |_| Err(io::ErrorKind::WriteZero.into()))
+}
+
+/// Moves bytes between the file and `memory` by `call`; `end` says what to do with the rest when that moves none.
+fn transfer(
+    call: Call,
+    file: &File,
+    memory: &[VolatileSlice<'_>],
+    at: HostOffset,
+    end: impl FnOnce(&[VolatileSlice<'_>]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut left: Vec<VolatileSlice<'_>> = memory.iter().filter(|run| !run.is_empty()).copied().collect();
     let (mut first, mut at) = (0, at.0);
     while first < left.len() {
         let runs = &left[first..left.len().min(first + MOST)];
@@ -25,12 +44,12 @@ pub(super) fn read(file: &File, to: &[VolatileSlice<'_>], at: HostOffset) -> io:
             .collect();
         let count = i32::try_from(vectors.len()).map_err(io::Error::other)?;
         let offset = i64::try_from(at).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
-        // SAFETY: each vector is a run of mapped memory that `to` keeps for the length of the call, and that no
-        // reference points to; that others write to it meanwhile is what a `VolatileSlice` is for. The kernel writes to
+        // SAFETY: each vector is a run of mapped memory that `memory` keeps for the length of the call, and that no
+        // reference points to; that others write to it meanwhile is what a `VolatileSlice` is for. The kernel touches
         // these runs only, and answers with EFAULT where a mapping has lost its file.
-        let done = unsafe { libc::preadv(file.as_raw_fd(), vectors.as_ptr(), count, offset) };
+        let done = unsafe { call(file.as_raw_fd(), vectors.as_ptr(), count, offset) };
         match usize::try_from(done) {
-            Ok(0) => return zero(&left[first..]),
+            Ok(0) => return end(&left[first..]),
             Ok(done) => {
                 at += length(done);
                 first += advance(&mut left[first..], done)?;
@@ -79,6 +98,27 @@ pub(super) fn copy(
     Ok(())
 }
 
+/// Writes `from` through a buffer, to a storage that knows no other way.
+pub(super) fn copy_to(
+    storage: &(impl Storage + ?Sized),
+    from: &[VolatileSlice<'_>],
+    mut at: HostOffset,
+) -> io::Result<()> {
+    let longest = from.iter().map(VolatileSlice::len).max().unwrap_or(0);
+    let mut buffer = vec![0; longest.min(COPIED)];
+    for run in from {
+        let mut done = 0;
+        while done < run.len() {
+            let part = run.offset(done).map_err(io::Error::other)?;
+            let len = part.len().min(buffer.len());
+            part.copy_to(&mut buffer[..len]);
+            storage.write_at(&buffer[..len], at)?;
+            (done, at) = (done + len, at + length(len));
+        }
+    }
+    Ok(())
+}
+
 /// Fills memory with zeros.
 ///
 /// # Errors
@@ -98,7 +138,7 @@ pub fn zero(to: &[VolatileSlice<'_>]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
     use super::*;
     use crate::storage::{HostFile, Memory};
     use std::io::Write;
@@ -116,13 +156,33 @@ mod tests {
         }
     }
 
+    /// Writes runs of odd lengths, an empty one and more than one call takes among them, also past the end of the file.
+    fn writes(storage: &dyn Storage, content: &[u8]) {
+        let mut wanted = content.to_vec();
+        for (start, lens) in [(0, vec![1, 0, 4096, 70_000]), (77, vec![5; 3000]), (99_000, vec![500, 2000])] {
+            let mut memory: Vec<Vec<u8>> =
+                (1..).zip(&lens).map(|(byte, len)| vec![byte as u8; *len]).collect();
+            wanted.resize(wanted.len().max(start + lens.iter().sum::<usize>()), 0);
+            wanted[start..start + lens.iter().sum::<usize>()].copy_from_slice(&memory.concat());
+            let runs: Vec<_> = memory.iter_mut().map(|run| VolatileSlice::from(&mut run[..])).collect();
+            storage.write_volatile(&runs, HostOffset(length(start))).unwrap();
+            let mut got = vec![0; wanted.len()];
+            storage.read_at(&mut got, HostOffset(0)).unwrap();
+            assert!(got == wanted && storage.len().unwrap() == length(wanted.len()), "{start}");
+        }
+    }
+
     #[test]
-    fn memory_of_others_is_filled_as_a_buffer_is() {
+    fn memory_of_others_is_filled_and_written_as_a_buffer_is() {
         let content: Vec<u8> =
             (0..100_000_u32).flat_map(|number| number.to_le_bytes()).take(100_000).collect();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&content).unwrap();
-        fills(&HostFile::new(file), &content);
-        fills(&Memory::from_bytes(&content), &content);
+        let file = HostFile::new(file);
+        fills(&file, &content);
+        writes(&file, &content);
+        let memory = Memory::from_bytes(&content);
+        fills(&memory, &content);
+        writes(&memory, &content);
     }
 }

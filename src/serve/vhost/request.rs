@@ -7,8 +7,9 @@ use super::chain::{Chain, Malformed};
 use super::memory::{Cursor, Memory, Outside, Segment, is_there, total};
 use crate::qcow2::{Piece, Reader};
 use crate::serve::Export;
-use crate::storage::zero_volatile;
+use crate::storage::{Storage, zero_volatile};
 use crate::units::{GuestOffset, SECTOR, index, length};
+use std::io;
 use std::sync::Arc;
 use vm_memory::GuestAddress;
 
@@ -17,8 +18,8 @@ use vm_memory::GuestAddress;
 pub struct Worker<'a> {
     export: &'a Arc<Export>,
     chain: Chain,
-    /// Data on their way from guest to disk: the guest may change its own copy at any time, and the engine must not see
-    /// that.
+    /// Data on their way from guest to a place of the disk that has no bytes of its own yet: the engine looks at them, and the
+    /// guest may change its own copy at any time.
     bounce: Box<[u8]>,
 }
 
@@ -114,6 +115,8 @@ impl<'a> Worker<'a> {
         let sent = total(&chain.readable) - length(HEADER);
         match header.kind {
             Kind::Read => self.read(memory, header.sector, &chain.writable, data),
+            // Nothing is written of what is not there as a whole.
+            Kind::Write if !is_there(memory, &chain.readable) => Err(Outside.into()),
             Kind::Write => self.write(memory, header.sector, readable, sent),
             Kind::Flush => {
                 self.export.flush()?;
@@ -146,6 +149,7 @@ impl<'a> Worker<'a> {
         Ok(Answer { status: Status::Ok, filled: len })
     }
 
+    /// From the guest's memory straight to the file where the disk has bytes of its own already; else through a copy.
     fn write(
         &mut self,
         memory: &Memory,
@@ -156,6 +160,14 @@ impl<'a> Worker<'a> {
         let mut at = self.place(sector, len)?;
         let end = at + len;
         while at < end {
+            let mut straight = |file: &dyn Storage, len, host| {
+                let runs = from.runs(memory, len).map_err(|_| io::Error::from_raw_os_error(libc::EFAULT))?;
+                file.write_volatile(&runs, host)
+            };
+            at = at + self.export.write_owned(at, end - at, &mut straight)?;
+            if at >= end {
+                break;
+            }
             let piece = &mut self.bounce[..index((end - at).min(length(PIECE)))];
             from.read(memory, piece)?;
             self.export.write(piece, at)?;
