@@ -32,6 +32,11 @@ now_ms() { local t=${EPOCHREALTIME/./}; echo $((t / 1000)); }
 
 host_bytes() { du -s --block-size=1 "$1" | cut -f1; }
 
+# warm MIB: brings so much of each of the store's disks into the host's page cache.
+warm() {
+    find "$COWSHED_STORE" -name 'disk.*' ! -name disk.log -exec dd if={} of=/dev/null bs=1M "count=$1" status=none \;
+}
+
 # fill FORMAT FILE MIB STEP LEN SEED: of each STEP KiB of the first MIB MiB the first LEN KiB, in a scattered order, by writes of
 # at most 64 KiB: the kernel keeps what is written at once in one piece, and changing a bit of a large one is slow.
 fill() {

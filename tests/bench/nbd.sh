@@ -66,6 +66,7 @@ one_run() { # ROUND JOB CONTENDER
     case $2 in
         write-new*) clone=fresh-$1-$3; "$COWSHED" clone base "$clone" >/dev/null ;;
     esac
+    warm 256
     up "$3" "$clone"
     # shellcheck disable=SC2046
     said=$(qemu-img bench -f raw -t none $(job "$2") "$uri")

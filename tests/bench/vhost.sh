@@ -2,8 +2,9 @@
 # Reads and writes of a clone by vhost-user-blk: our server; qemu-storage-daemon with the same qcow2 chain; and
 # qemu-storage-daemon with the clone's file in a view, which is what a virtio disk on a view is without its guest.
 #
-#   vhost.sh [-r ROUNDS] [-t SECONDS] [-o OUT.json]
+#   vhost.sh [-r ROUNDS] [-t SECONDS] [-j JOBS] [-o OUT.json]
 #
+# JOBS are jobs' names, all of them without it.
 # The load is target/release/examples/vhost_load, a driver without a guest (`cargo build --release --example vhost_load`):
 # 1, 2 and 4 queues with 8 requests under way in each, and one queue with a single one. Each round runs every job on
 # all three, in another order each time. Prints a table of medians; OUT.json has them and every single run.
@@ -13,8 +14,9 @@ LOAD=${LOAD:-$(dirname "$COWSHED")/examples/vhost_load}
 [ -x "$LOAD" ] || { echo "no $LOAD; build it with \`cargo build --release --example vhost_load\`" >&2; exit 1; }
 
 rounds=3 seconds=2 out=
-while getopts r:t:o: option; do
-    case $option in r) rounds=$OPTARG ;; t) seconds=$OPTARG ;; o) out=$OPTARG ;; *) exit 2 ;; esac
+jobs="read-own-4k read-base-4k read-base-1m write-own-4k write-own-64k write-new-4k"
+while getopts r:t:o:j: option; do
+    case $option in r) rounds=$OPTARG ;; t) seconds=$OPTARG ;; o) out=$OPTARG ;; j) jobs=$OPTARG ;; *) exit 2 ;; esac
 done
 work_folder
 out=${out:-$root/target/bench-vhost.json}
@@ -75,7 +77,6 @@ job() { # NAME -> kind, block, from, to
         write-new-4k) echo "write 4096 $((256 * mib)) $((512 * mib))" ;;
     esac
 }
-jobs="read-own-4k read-base-4k read-base-1m write-own-4k write-own-64k write-new-4k"
 
 one_run() { # ROUND JOB QUEUES DEPTH CONTENDER
     local clone=bench plain=plain result
@@ -84,6 +85,7 @@ one_run() { # ROUND JOB QUEUES DEPTH CONTENDER
         write-new*) clone=fresh-$1-$3-$4-$5; "$COWSHED" clone base "$clone" >/dev/null ;;
     esac
     [ "$5" != cowshed ] || plain=
+    warm 512
     up "$5" "$clone"
     # shellcheck disable=SC2046,SC2086
     result=$("$LOAD" "$socket" $(job "$2") "$3" "$4" "$seconds" $plain)
