@@ -178,7 +178,10 @@ impl Image {
     /// As [`Image::close`], but whole clusters that are freed keep the host's blocks: a compaction follows, which gives back those that
     /// nothing is moved to.
     pub(super) fn close_for_compaction(&self) -> Result<()> {
-        self.close_with(Freed::Left)
+        self.close_with(Freed::Left)?;
+        // A log that could not forget holds on to what was freed; it is asked once more.
+        let log = self.writer.as_ref().and_then(|writer| writer.log.as_ref());
+        if log.is_some_and(Log::is_live) { self.close_with(Freed::Left) } else { Ok(()) }
     }
 
     fn close_with(&self, freed: Freed) -> Result<()> {

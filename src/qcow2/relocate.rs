@@ -57,13 +57,14 @@ impl<'a> Mover<'a> {
             }
         }
         let copied = match self.closed.refcounts.write_dirty(self.closed.storage) {
-            Err(error) if error.kind() == Kind::NoSpace => 0,
+            Err(error) if error.kind() == Kind::NoSpace => None,
             Err(error) => return Err(error),
-            Ok(_) => self.copy_all(&placed)?,
+            Ok(_) => Some(self.copy_all(&placed)?),
         };
-        if copied < placed.len() {
+        if copied.is_none_or(|copied| copied < placed.len()) {
             short = Some(Short::HostFull);
         }
+        let copied = copied.unwrap_or(0);
         self.take_back(placed.split_off(copied))?;
         if !placed.is_empty() {
             self.switch(&placed)?;
