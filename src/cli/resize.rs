@@ -72,7 +72,7 @@ fn report(done: &Resized, planned: bool) -> anyhow::Result<()> {
         (false, true) => format!("{clone}: {} -> {} ({to} bytes), not done", size(*from), size(*to)),
         (false, false) => format!("{clone}: {} -> {}", size(*from), size(*to)),
     }];
-    if let Some(Changed { partition, content, from, to }) = changed {
+    if let Some(Changed { partition, content, from, to, .. }) = changed {
         let place = if *partition == 0 { "its disk".to_owned() } else { format!("partition {partition}") };
         lines.push(format!("  {place} ({content}): {} -> {}", size(*from), size(*to)));
     }
@@ -84,12 +84,15 @@ fn report(done: &Resized, planned: bool) -> anyhow::Result<()> {
     lines.extend(note.iter().map(|note| format!("  {note}")));
     match (freed_bytes, needs_bytes) {
         (Some(freed), None) => lines.push(format!("  given back: {}", size(*freed))),
-        (Some(freed), Some(needs)) => lines.push(format!(
-            "  would give about {} back; needs about {} meanwhile; cannot be undone",
-            size(*freed),
-            size(*needs)
-        )),
-        (None, _) => {}
+        (freed, Some(needs)) => {
+            let gives = freed.map(|freed| format!("would give at least {} back; ", size(freed)));
+            let needs = size(*needs);
+            lines.push(format!(
+                "  {}needs about {needs} meanwhile; cannot be undone",
+                gives.unwrap_or_default()
+            ));
+        }
+        (None, None) => {}
     }
     if checkpoint.is_some() {
         lines.push(format!("  undo with: cowshed undo {clone}"));

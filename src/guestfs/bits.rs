@@ -1,6 +1,39 @@
-//! Bitmaps whose first bit is the lowest one of the first byte.
+//! Bitmaps whose first bit is the lowest one of the first byte, and sets of numbers.
 
 use crate::units::{index, length};
+
+/// A bit for each number below some end.
+#[derive(Clone, Debug)]
+pub(super) struct Bits(Vec<u8>);
+
+impl Bits {
+    /// None of the numbers below `count` is in it.
+    pub(super) fn new(count: u32) -> Self {
+        Self(vec![0; index(u64::from(count).div_ceil(8))])
+    }
+
+    pub(super) fn has(&self, number: u32) -> bool {
+        is_set(&self.0, number)
+    }
+
+    /// Puts a number in; whether it was not yet there.
+    pub(super) fn set(&mut self, number: u32) -> bool {
+        let Some(byte) = self.0.get_mut(index(u64::from(number / 8))) else { return false };
+        let was_clear = *byte >> (number % 8) & 1 == 0;
+        *byte |= 1 << (number % 8);
+        was_clear
+    }
+
+    /// They as a bitmap.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+/// Whether a bit is set; those behind the end are not.
+pub(super) fn is_set(bitmap: &[u8], bit: u32) -> bool {
+    bitmap.get(index(u64::from(bit / 8))).is_some_and(|byte| byte >> (bit % 8) & 1 != 0)
+}
 
 /// The runs of clear bits below `end`, as first bit and the bit behind.
 pub(super) fn clear_runs(bitmap: &[u8], end: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
@@ -57,7 +90,7 @@ mod tests {
     #[test]
     fn every_bit_is_told_as_it_is() {
         let bitmap: Vec<u8> = (0..37_u32).map(|byte| byte.wrapping_mul(151).to_le_bytes()[0]).collect();
-        let is_set = |bit: u32| bitmap[index(u64::from(bit / 8))] >> (bit % 8) & 1 != 0;
+        let is_set = |bit: u32| super::is_set(&bitmap, bit);
         for from in 0..37 * 8 {
             for wanted in [false, true] {
                 let slow = (from..290).find(|bit| is_set(*bit) == wanted);

@@ -6,23 +6,27 @@ use crate::units::{GuestOffset, index};
 use std::ops::Range;
 
 /// Sector sizes under which a table is looked for: a table does not say which one it was made for.
-const SECTOR_SIZES: [u64; 2] = [512, 4096];
+pub(super) const SECTOR_SIZES: [u64; 2] = [512, 4096];
 /// Largest array of entries that is read, in bytes; 128 entries of 128 bytes are usual.
 const LARGEST_ARRAY: u64 = 1 << 20;
 const HEADER: usize = 92;
 
 /// The fields of a header that are needed, all checked.
-struct Header {
-    sector: u64,
+#[derive(Clone, Debug)]
+pub(super) struct Header {
+    /// All of its sector.
+    pub(super) raw: Vec<u8>,
+    pub(super) sector: u64,
     /// The sector of the other copy.
-    other: u64,
+    pub(super) other: u64,
     /// The disk's identifier.
     guid: [u8; 16],
     first_usable: u64,
     last_usable: u64,
-    array: GuestOffset,
+    pub(super) array: GuestOffset,
     count: u32,
-    entry: u32,
+    /// Bytes of an entry.
+    pub(super) entry: u32,
     array_crc: u32,
 }
 
@@ -103,18 +107,20 @@ fn arrange(disk: &dyn Bytes, first: &Header, second: &Header, array: &[u8]) -> O
     sound.then_some(Strict { tables: [front, back], usable, partitions })
 }
 
-fn read_header(disk: &dyn Bytes, sector: u64, lba: u64) -> Result<Option<Header>> {
+/// The header in sector `lba`, if one is there that is in order.
+pub(super) fn read_header(disk: &dyn Bytes, sector: u64, lba: u64) -> Result<Option<Header>> {
     let at = lba.saturating_mul(sector);
     if at == 0 || !fits(disk, at, sector) {
         return Ok(None);
     }
     let mut bytes = vec![0; index(sector)];
     disk.read(&mut bytes, GuestOffset(at))?;
-    Ok(parse_header(disk, sector, lba, &bytes))
+    Ok(parse_header(disk, sector, lba, bytes))
 }
 
 /// `None` when any field that is used breaks the format. `bytes` is a whole sector.
-fn parse_header(disk: &dyn Bytes, sector: u64, lba: u64, bytes: &[u8]) -> Option<Header> {
+fn parse_header(disk: &dyn Bytes, sector: u64, lba: u64, raw: Vec<u8>) -> Option<Header> {
+    let bytes = &raw[..];
     let size = usize::try_from(u32_at(bytes, 12)).ok()?;
     let sound = bytes.starts_with(b"EFI PART")
         && u32_at(bytes, 8) == 0x0001_0000
@@ -131,16 +137,20 @@ fn parse_header(disk: &dyn Bytes, sector: u64, lba: u64, bytes: &[u8]) -> Option
         && array > 0
         && fits(disk, array, len);
     let guid = bytes.get(56..72)?.try_into().ok()?;
-    sound.then(|| Header {
+    let at = |place| u64_at(bytes, place);
+    let (other, first_usable, last_usable) = (at(32), at(40), at(48));
+    let (array, array_crc) = (GuestOffset(array), u32_at(bytes, 88));
+    sound.then_some(Header {
+        raw,
         sector,
-        other: u64_at(bytes, 32),
+        other,
         guid,
-        first_usable: u64_at(bytes, 40),
-        last_usable: u64_at(bytes, 48),
-        array: GuestOffset(array),
+        first_usable,
+        last_usable,
+        array,
         count,
         entry,
-        array_crc: u32_at(bytes, 88),
+        array_crc,
     })
 }
 
@@ -153,7 +163,8 @@ pub(super) fn header_crc(header: &[u8]) -> u32 {
     crc32fast::hash(&copy)
 }
 
-fn read_array(disk: &dyn Bytes, header: &Header) -> Result<Option<Vec<u8>>> {
+/// The entries of a table; `None` when they do not match their checksum.
+pub(super) fn read_array(disk: &dyn Bytes, header: &Header) -> Result<Option<Vec<u8>>> {
     let mut array = vec![0; index(u64::from(header.count) * u64::from(header.entry))];
     disk.read(&mut array, header.array)?;
     Ok((crc32fast::hash(&array) == header.array_crc).then_some(array))

@@ -9,29 +9,62 @@ use std::ops::Range;
 
 /// Most extended boot records that are followed: a chain that loops ends here.
 const LONGEST_CHAIN: u32 = 128;
+/// The number of the first logical partition.
+const FIRST_LOGICAL: u32 = 5;
 const PROTECTIVE: u8 = 0xee;
 const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
 
 /// One of the four entries of a boot record.
-#[derive(Clone, Copy)]
-struct Entry {
-    kind: u8,
-    first: u64,
-    count: u64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) kind: u8,
+    pub(super) first: u64,
+    pub(super) count: u64,
 }
 
 impl Entry {
-    fn is_used(self) -> bool {
+    pub(super) fn is_used(self) -> bool {
         self.kind != 0 && self.count > 0
     }
 
-    fn is_extended(self) -> bool {
+    pub(super) fn is_extended(self) -> bool {
         self.is_used() && EXTENDED.contains(&self.kind)
+    }
+
+    pub(super) fn is_protective(self) -> bool {
+        self.kind == PROTECTIVE
     }
 }
 
 /// The four entries of a boot record.
-pub(super) struct Table([Entry; 4]);
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Table(pub(super) [Entry; 4]);
+
+/// Where an entry stands: the sector of its boot record, and its number there, from 0 on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) sector: u64,
+    pub(super) entry: usize,
+}
+
+/// A logical partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Logical {
+    pub(super) partition: Partition,
+    /// Its entry, which is counted from its own record.
+    pub(super) entry: Place,
+    /// The entry that leads to that record, counted from the extended partition; none leads to the first one.
+    pub(super) link: Option<Place>,
+}
+
+/// A table that leaves no doubt.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Strict {
+    /// In the order of their places.
+    pub(super) partitions: Vec<Partition>,
+    /// Those of them that are logical, as the chain has them.
+    pub(super) logical: Vec<Logical>,
+}
 
 impl Table {
     /// The table in `sector`; `None` when it is not a boot record.
@@ -54,13 +87,13 @@ impl Table {
 
     /// Whether it only guards a GPT (or mirrors parts of one).
     pub(super) fn is_protective(&self) -> bool {
-        self.0.iter().any(|entry| entry.kind == PROTECTIVE)
+        self.0.iter().any(|entry| entry.is_protective())
     }
 
     /// Whether it guards a GPT and does nothing else.
     pub(super) fn is_plainly_protective(&self) -> bool {
         let mut used = self.0.iter().filter(|entry| entry.is_used());
-        used.next().is_some_and(|entry| entry.kind == PROTECTIVE && entry.first == 1) && used.next().is_none()
+        used.next().is_some_and(|entry| entry.is_protective() && entry.first == 1) && used.next().is_none()
     }
 
     /// Whether it has no partition at all.
@@ -70,8 +103,8 @@ impl Table {
 }
 
 /// The partitions of `table`, if it leaves no doubt: all lie inside the disk, nothing overlaps anything, and the chain
-/// of logical partitions is in order. Sorted by their places.
-pub(super) fn strict(disk: &dyn Bytes, table: &Table) -> Result<Option<Vec<Partition>>> {
+/// of logical partitions is in order.
+pub(super) fn strict(disk: &dyn Bytes, table: &Table) -> Result<Option<Strict>> {
     let mut taken: Vec<Range<u64>> = std::iter::once(0..1).collect();
     for entry in table.0.into_iter().filter(|entry| entry.is_used()) {
         taken.push(entry.first..entry.first + entry.count);
@@ -83,32 +116,40 @@ pub(super) fn strict(disk: &dyn Bytes, table: &Table) -> Result<Option<Vec<Parti
         _ => None,
     };
     let Some(logical) = logical.filter(|_| are_apart(taken, disk)) else { return Ok(None) };
-    let mut found = entries(disk, table)?;
-    let primary = table.0.iter().filter(|entry| entry.is_used() && !entry.is_extended()).count();
-    found.sort_by_key(|partition| partition.start);
-    Ok((found.len() == primary + logical.len()).then_some(found))
+    let Some(mut partitions) = primary(disk, table).collect::<Option<Vec<_>>>() else { return Ok(None) };
+    partitions.extend(logical.iter().map(|logical| logical.partition));
+    partitions.sort_by_key(|partition| partition.start);
+    Ok(Some(Strict { partitions, logical }))
 }
 
-/// Where the logical partitions of `extended` lie, in sectors; `None` when there is any doubt.
-fn chain(disk: &dyn Bytes, extended: Entry) -> Result<Option<Vec<Range<u64>>>> {
+/// The logical partitions of `extended`; `None` when there is any doubt.
+fn chain(disk: &dyn Bytes, extended: Entry) -> Result<Option<Vec<Logical>>> {
     let end = extended.first + extended.count;
     let (mut taken, mut found) = (Vec::new(), Vec::new());
-    let mut record = extended.first;
+    let (mut record, mut link, mut number) = (extended.first, None, FIRST_LOGICAL);
     for _ in 0..LONGEST_CHAIN {
         let Some(table) = read_record(disk, record)? else { return Ok(None) };
         taken.push(record..record + 1);
-        let used: Vec<Entry> = table.0.into_iter().filter(|entry| entry.is_used()).collect();
-        let partitions: Vec<_> = used.iter().filter(|entry| !entry.is_extended()).collect();
-        if partitions.len() > 1 || used.len() > partitions.len() + 1 {
+        let used = || (0..).zip(table.0).filter(|(_, entry)| entry.is_used());
+        let mut links = used().filter(|(_, entry)| entry.is_extended());
+        let mut partitions = used().filter(|(_, entry)| !entry.is_extended());
+        if let Some((entry, of)) = partitions.next() {
+            let first = record + of.first;
+            taken.push(first..first + of.count);
+            let Some(partition) = partition(disk, number, of, record) else { return Ok(None) };
+            found.push(Logical { partition, entry: Place { sector: record, entry }, link });
+            number += 1;
+        }
+        let next = links.next();
+        if partitions.next().is_some() || links.next().is_some() {
             return Ok(None);
         }
-        found.extend(partitions.iter().map(|entry| record + entry.first..record + entry.first + entry.count));
-        let Some(link) = used.iter().find(|entry| entry.is_extended()) else {
-            taken.extend(found.iter().cloned());
+        let Some((entry, next)) = next else {
             let inside = taken.iter().all(|range| range.start >= extended.first && range.end <= end);
             return Ok((inside && are_apart(taken, disk)).then_some(found));
         };
-        record = extended.first + link.first;
+        link = Some(Place { sector: record, entry });
+        record = extended.first + next.first;
     }
     Ok(None)
 }
@@ -122,13 +163,17 @@ fn are_apart(mut ranges: Vec<Range<u64>>, disk: &dyn Bytes) -> bool {
 
 /// The primary partitions of `table` and the logical ones behind it that lie inside the disk.
 pub(super) fn entries(disk: &dyn Bytes, table: &Table) -> Result<Vec<Partition>> {
-    let mut found = Vec::new();
-    let primary = (1..).zip(table.0).filter(|(_, entry)| entry.is_used() && !entry.is_extended());
-    found.extend(primary.filter_map(|(number, entry)| partition(disk, number, entry, 0)));
+    let mut found: Vec<Partition> = primary(disk, table).flatten().collect();
     if let Some(extended) = table.0.into_iter().find(|entry| entry.is_extended()) {
         follow(disk, extended, &mut found)?;
     }
     Ok(found)
+}
+
+/// The primary partitions of `table`; `None` for one that does not lie inside the disk.
+fn primary<'a>(disk: &'a dyn Bytes, table: &Table) -> impl Iterator<Item = Option<Partition>> + use<'a> {
+    let used = (1..).zip(table.0).filter(|(_, entry)| entry.is_used() && !entry.is_extended());
+    used.map(|(number, entry)| partition(disk, number, entry, 0))
 }
 
 /// Adds the logical partitions of `extended` to `found`. Each record holds one of them, placed relative to the record,
@@ -136,7 +181,7 @@ pub(super) fn entries(disk: &dyn Bytes, table: &Table) -> Result<Vec<Partition>>
 fn follow(disk: &dyn Bytes, extended: Entry, found: &mut Vec<Partition>) -> Result<()> {
     let end = extended.first + extended.count;
     let mut record = extended.first;
-    let mut number = 5;
+    let mut number = FIRST_LOGICAL;
     for _ in 0..LONGEST_CHAIN {
         let Some(table) = read_record(disk, record)? else { return Ok(()) };
         for entry in table.0.into_iter().filter(|entry| entry.is_used() && !entry.is_extended()) {

@@ -62,6 +62,15 @@ impl Frees {
     }
 }
 
+/// What becomes of the host's blocks of clusters that a commit frees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Freed {
+    /// The host gets them.
+    Punched,
+    /// They are left to a compaction, which moves others there.
+    Left,
+}
+
 /// Group commit: callers that come while a commit runs share the next one.
 #[derive(Debug, Default)]
 pub(super) struct Commit {
@@ -149,7 +158,7 @@ impl Image {
         match &self.writer {
             Some(writer) => {
                 self.writer()?;
-                writer.commit.join(|| self.storage.close_on_panic(|| self.commit(writer)))
+                writer.commit.join(|| self.storage.close_on_panic(|| self.commit(writer, Freed::Punched)))
             }
             None => Ok(()),
         }
@@ -160,13 +169,28 @@ impl Image {
     /// # Errors
     /// As [`Image::flush`].
     pub fn close(&self) -> Result<()> {
-        let Some(writer) = &self.writer else { return Ok(()) };
-        self.writer()?;
-        writer.commit.alone(|| self.storage.close_on_panic(|| self.commit_and_release(writer)))
+        match &self.writer {
+            Some(_) => self.close_with(Freed::Punched),
+            None => Ok(()),
+        }
     }
 
-    fn commit_and_release(&self, writer: &Writer) -> Result<()> {
-        self.commit(writer)?;
+    /// As [`Image::close`], but whole clusters that are freed keep the host's blocks: a compaction follows, which gives back those that
+    /// nothing is moved to.
+    pub(super) fn close_for_compaction(&self) -> Result<()> {
+        self.close_with(Freed::Left)?;
+        // A log that could not forget holds on to what was freed; it is asked once more.
+        let log = self.writer.as_ref().and_then(|writer| writer.log.as_ref());
+        if log.is_some_and(Log::is_live) { self.close_with(Freed::Left) } else { Ok(()) }
+    }
+
+    fn close_with(&self, freed: Freed) -> Result<()> {
+        let writer = self.writer()?;
+        writer.commit.alone(|| self.storage.close_on_panic(|| self.commit_and_release(writer, freed)))
+    }
+
+    fn commit_and_release(&self, writer: &Writer, freed: Freed) -> Result<()> {
+        self.commit(writer, freed)?;
         let mut allocator = writer.allocator.lock();
         allocator.release_reserved(&self.storage)?;
         let mut unsynced = allocator.write(&self.storage)?;
@@ -178,7 +202,7 @@ impl Image {
         Ok(())
     }
 
-    fn commit(&self, writer: &Writer) -> Result<()> {
+    fn commit(&self, writer: &Writer, freed: Freed) -> Result<()> {
         // Who joined before a failure, and commits after it, hears of it too.
         self.writer()?;
         let gate = writer.log.as_ref().map(Log::close_gate);
@@ -200,7 +224,7 @@ impl Image {
             writer.frees.lock().append(frees);
             return Ok(());
         }
-        if frees.is_empty() { Ok(()) } else { self.give_back(writer, frees) }
+        if frees.is_empty() { Ok(()) } else { self.give_back(writer, frees, freed) }
     }
 
     fn write_in_order(&self, writer: &Writer, slices: &[Snapshot], l1: &BTreeSet<usize>) -> Result<()> {
@@ -273,7 +297,7 @@ impl Image {
 
     /// Gives back what nothing points to any more, durably. Clusters that cannot be given back now wait for the next
     /// commit.
-    fn give_back(&self, writer: &Writer, frees: Frees) -> Result<()> {
+    fn give_back(&self, writer: &Writer, frees: Frees, freed: Freed) -> Result<()> {
         let mut last = BTreeSet::new();
         let mut clusters = frees.clusters.into_iter().flatten();
         let mut dropped = Ok(());
@@ -294,7 +318,7 @@ impl Image {
         clusters.for_each(|cluster| writer.frees.lock().cluster(HostCluster(cluster)));
         self.forget_unpacked();
         let size = self.cluster_size();
-        for range in ranges(&last) {
+        for range in ranges(&last).into_iter().filter(|_| freed == Freed::Punched) {
             self.punch(HostOffset(range.start * size), (range.end - range.start) * size);
         }
         let mut allocator = writer.allocator.lock();

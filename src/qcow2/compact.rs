@@ -17,8 +17,9 @@ use std::collections::BTreeSet;
 /// Bytes, and things, that are moved between two syncs at most.
 const BATCH_BYTES: u64 = 64 * MIB;
 const BATCH: u64 = 1024;
-/// Things that are moved first: a full host, or a wish to stop, is known early.
+/// Things that are moved first, and how much more at most with each batch: a full host, or a wish to stop, is known early.
 const FIRST_BATCH: u64 = 8;
+const GROWTH: u64 = 3;
 /// Looks at the whole file: where packed bytes and tables of several clusters leave gaps, one is not enough.
 const ROUNDS: u32 = 8;
 
@@ -61,8 +62,7 @@ impl Image {
     /// # Errors
     /// `Corrupt` when a check finds errors: nothing is changed then. As [`Image::flush`].
     pub fn compact(&mut self, go_on: GoOn<'_>) -> Result<Compacted> {
-        self.writer()?;
-        self.close()?;
+        self.close_for_compaction()?;
         // Until the file is read again, no entry in memory is believed.
         self.end.store(0, Ordering::Relaxed);
         let compacted = self.storage.close_on_panic(|| compact(&self.storage, go_on));
@@ -99,7 +99,6 @@ fn compact(storage: &dyn Storage, go_on: GoOn<'_>) -> Result<Compacted> {
     let ended = Ended::Complete;
     let reached = Compacted { before, after: before, moved: 0, planned: 0, held: None, ended };
     let mut compaction = Compaction { mover: Mover::new(Closed::new(storage)?), go_on, reached };
-    compaction.punch_free()?;
     compaction.cut()?;
     for _ in 0..ROUNDS {
         let moved = compaction.reached.moved;
@@ -109,6 +108,7 @@ fn compact(storage: &dyn Storage, go_on: GoOn<'_>) -> Result<Compacted> {
             break;
         }
     }
+    compaction.punch_free(0)?;
     compaction.mover.sync()?;
     Ok(compaction.reached)
 }
@@ -147,6 +147,10 @@ impl Compaction<'_, '_> {
         let outlook = self.mover.closed.outlook()?;
         self.reached.held = (outlook.held > outlook.used).then_some(outlook.held * size);
         let limit = outlook.used.max(outlook.held);
+        if self.reached.moved == 0 {
+            // Before that, what is moved takes the blocks that are there.
+            self.punch_free(limit)?;
+        }
         // Those that need several clusters in a row come first; blocks that count nothing any more are not moved.
         for level in [Level::RefcountTable, Level::L1, Level::Tables, Level::Data, Level::Blocks] {
             if level == Level::Blocks {
@@ -197,7 +201,7 @@ impl Compaction<'_, '_> {
         match level {
             // A block's copy must not miss what is counted in it for another one.
             Level::Blocks => 1,
-            _ => index(most.min(FIRST_BATCH.max(self.reached.moved))),
+            _ => index(most.min(FIRST_BATCH.max(GROWTH * self.reached.moved))),
         }
     }
 
@@ -239,12 +243,12 @@ impl Compaction<'_, '_> {
         closed.refcounts.write_dirty(closed.storage).map(drop)
     }
 
-    /// Gives the host's blocks of free clusters back: another program may have left some, and a full host has no others.
-    fn punch_free(&mut self) -> Result<()> {
+    /// Gives the host's blocks of free clusters from `first` on back: what was freed just now, and what another program has left.
+    fn punch_free(&mut self, first: u64) -> Result<()> {
         let closed = &mut self.mover.closed;
         let (size, storage) = (closed.refcounts.block_size(), closed.storage);
-        let mut end = 0;
-        closed.refcounts.each_stored(0..u64::MAX, storage, |_, cluster, _| {
+        let mut end = first;
+        closed.refcounts.each_stored(first..u64::MAX, storage, |_, cluster, _| {
             if cluster.0 > end {
                 let _ = storage.punch(HostOffset(end * size), (cluster.0 - end) * size);
             }

@@ -1,7 +1,7 @@
 //! Moves of a compaction: the one place outside of a commit that makes entries durable.
 //!
 //! Each thing that is moved is pointed to by one word of 8 bytes, which lies in one sector. A batch of moves does, in this order:
-//! 1. counts the targets, which were free, and copies the bytes to them;
+//! 1. counts the targets, which were free, and copies the bytes to them; the host begins to write them meanwhile;
 //! 2. syncs: bytes and counts are durable before anything points there;
 //! 3. writes the words, and syncs;
 //! 4. only then drops the counts of the sources, punches them, and lets others have them.
@@ -9,12 +9,15 @@
 use super::commit::ranges;
 use super::movables::{Closed, Movable, What, sectors};
 use crate::error::{Error, Kind, Result};
-use crate::units::{HostCluster, HostOffset, MIB, index};
+use crate::storage::{Advice, Storage};
+use crate::units::{HostCluster, HostOffset, MIB, index, length};
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// Bytes that are copied at once.
 const PIECE: u64 = MIB;
+/// Bytes that are copied before the host begins to write them.
+const AHEAD: u64 = 4 * MIB;
 
 /// Why a batch was not moved whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +35,13 @@ pub(super) struct Mover<'a> {
     cursor: u64,
     /// Room for packed bytes, behind others in a cluster of their own.
     room: Range<u64>,
+    /// What is copied goes through here.
+    piece: Vec<u8>,
 }
 
 impl<'a> Mover<'a> {
     pub(super) fn new(closed: Closed<'a>) -> Self {
-        Self { closed, cursor: 0, room: 0..0 }
+        Self { closed, cursor: 0, room: 0..0, piece: vec![0; index(PIECE)] }
     }
 
     /// Moves `movables` (all of one level), or the first of them. Returns how many, and why not all.
@@ -51,23 +56,15 @@ impl<'a> Mover<'a> {
                 }
             }
         }
-        let mut copied = 0;
-        match self.closed.refcounts.write_dirty(self.closed.storage) {
-            Err(error) if error.kind() == Kind::NoSpace => short = Some(Short::HostFull),
+        let copied = match self.closed.refcounts.write_dirty(self.closed.storage) {
+            Err(error) if error.kind() == Kind::NoSpace => None,
             Err(error) => return Err(error),
-            Ok(_) => {
-                for (movable, to) in &placed {
-                    match self.copy(movable, *to) {
-                        Err(error) if error.kind() == Kind::NoSpace => {
-                            short = Some(Short::HostFull);
-                            break;
-                        }
-                        Err(error) => return Err(error),
-                        Ok(()) => copied += 1,
-                    }
-                }
-            }
+            Ok(_) => Some(self.copy_all(&placed)?),
+        };
+        if copied.is_none_or(|copied| copied < placed.len()) {
+            short = Some(Short::HostFull);
         }
+        let copied = copied.unwrap_or(0);
         self.take_back(placed.split_off(copied))?;
         if !placed.is_empty() {
             self.switch(&placed)?;
@@ -110,13 +107,18 @@ impl<'a> Mover<'a> {
             }
         }
         self.closed.refcounts.write_dirty(self.closed.storage)?;
-        let size = self.closed.header.geometry.cluster_size();
-        for range in ranges(&free) {
-            // A failure costs space only: nobody reads these bytes before they are written.
-            let at = HostOffset(range.start * size);
-            let _ = self.closed.storage.punch(at, (range.end - range.start) * size);
-        }
+        ranges(&free).into_iter().for_each(|range| self.punch(range));
         Ok(())
+    }
+
+    /// Gives the host's blocks of clusters back that nothing points to. A failure costs space only: nobody reads these bytes before
+    /// they are written.
+    pub(super) fn punch(&self, clusters: Range<u64>) {
+        let size = self.closed.header.geometry.cluster_size();
+        let _ = self
+            .closed
+            .storage
+            .punch(HostOffset(clusters.start * size), (clusters.end - clusters.start) * size);
     }
 
     /// Remembers where a structure that is in use here lies now.
@@ -134,7 +136,8 @@ impl<'a> Mover<'a> {
         }
     }
 
-    /// Finds a free place before something, the first one of the file, and counts it as used.
+    /// Finds a free place before something, the first one of the file, and counts it as used. What is not to be written of it keeps
+    /// no block of the host from before.
     fn place(&mut self, movable: &Movable) -> Result<Option<HostOffset>> {
         let clusters = movable.clusters(&self.closed.header);
         if let What::Packed(packed) = movable.what {
@@ -143,9 +146,11 @@ impl<'a> Mover<'a> {
             // The place in the first sector is kept, so that the bytes can be copied by whole sectors.
             return Ok(Some(HostOffset(at + (packed.host.0 - bytes.start))));
         }
-        let Some(first) = self.free_run(clusters.end - clusters.start, clusters.start)? else {
-            return Ok(None);
-        };
+        let count = clusters.end - clusters.start;
+        let Some(first) = self.free_run(count, clusters.start)? else { return Ok(None) };
+        if matches!(movable.what, What::Data(some) if some != self.closed.header.geometry.all_subclusters()) {
+            self.punch(first..first + count);
+        }
         Ok(Some(self.closed.header.geometry.host_start(HostCluster(first))))
     }
 
@@ -159,6 +164,7 @@ impl<'a> Mover<'a> {
             self.count(shared)?;
         } else {
             let Some(first) = self.free_run(len.div_ceil(size), before)? else { return Ok(None) };
+            self.punch(first..first + len.div_ceil(size));
             self.room = first * size..(first + len.div_ceil(size)) * size;
             if may_share && old.end == self.room.start {
                 self.count(shared)?;
@@ -235,11 +241,71 @@ impl<'a> Mover<'a> {
         Ok(count == 0)
     }
 
-    /// Copies the bytes of something to its target; of data only the subclusters that have some.
-    fn copy(&self, movable: &Movable, to: HostOffset) -> Result<()> {
+    /// Copies what was placed, as far as the host has room. Returns how many. Beside it the host writes what is copied, and forgets
+    /// what it was copied from, which is to be punched and takes it as long as the copy.
+    fn copy_all(&mut self, placed: &[(Movable, HostOffset)]) -> Result<usize> {
+        let (storage, size) = (self.closed.storage, self.closed.header.geometry.cluster_size());
+        let step = index((AHEAD / size).max(1));
+        rayon::scope(|beside| {
+            let mut copied = 0;
+            for some in placed.chunks(step) {
+                let done = self.copy_some(some)?;
+                copied += done;
+                if done < some.len() {
+                    break;
+                }
+                if done == step {
+                    storage.advise(Advice::Write);
+                    beside.spawn(move |_| forget(storage, some, size));
+                }
+            }
+            Ok(copied)
+        })
+    }
+
+    fn copy_some(&mut self, placed: &[(Movable, HostOffset)]) -> Result<usize> {
+        let mut copied = 0;
+        while copied < placed.len() {
+            let rest = &placed[copied..];
+            let together = self.neighbours(rest);
+            let done = match self.copy(&rest[..together]) {
+                // Where there is no room for all of them there may be for one.
+                Err(error) if error.kind() == Kind::NoSpace && together > 1 => {
+                    self.copy(&rest[..1]).map(|()| 1)
+                }
+                other => other.map(|()| together),
+            };
+            match done {
+                Err(error) if error.kind() == Kind::NoSpace => break,
+                other => copied += other?,
+            }
+        }
+        Ok(copied)
+    }
+
+    /// How many of the first are whole clusters of data, one behind the other here and there.
+    fn neighbours(&self, placed: &[(Movable, HostOffset)]) -> usize {
+        let geometry = &self.closed.header.geometry;
+        let most = index((PIECE >> geometry.cluster_bits).max(1)).min(placed.len());
+        let is_whole = |movable: &Movable| movable.what == What::Data(geometry.all_subclusters());
+        let (first, to) = placed[0];
+        (1..most)
+            .find(|number| {
+                let (next, at) = placed[*number];
+                let distance = length(*number) << geometry.cluster_bits;
+                !is_whole(&first)
+                    || !is_whole(&next)
+                    || (next.from, at) != (first.from + distance, to + distance)
+            })
+            .unwrap_or(most)
+    }
+
+    /// Copies the bytes of something to its target, of data only the subclusters that have some; or of [`Mover::neighbours`].
+    fn copy(&mut self, placed: &[(Movable, HostOffset)]) -> Result<()> {
         let geometry = self.closed.header.geometry;
+        let (movable, to) = placed[0];
         match movable.what {
-            What::Data(allocated) => {
+            What::Data(allocated) if allocated != geometry.all_subclusters() => {
                 for (first, count) in super::geometry::bit_runs(allocated) {
                     let at = u64::from(first) << geometry.subcluster_bits;
                     self.copy_bytes(
@@ -255,6 +321,7 @@ impl<'a> Mover<'a> {
                 let to = HostOffset(to.0 - (packed.host.0 - bytes.start));
                 self.copy_bytes(HostOffset(bytes.start), to, bytes.end - bytes.start)
             }
+            What::Data(_) => self.copy_bytes(movable.from, to, length(placed.len()) << geometry.cluster_bits),
             What::Table | What::Block(_) | What::L1(_) | What::RefcountTable(_) => {
                 let clusters = movable.clusters(&self.closed.header);
                 self.copy_bytes(movable.from, to, (clusters.end - clusters.start) << geometry.cluster_bits)
@@ -262,16 +329,13 @@ impl<'a> Mover<'a> {
         }
     }
 
-    fn copy_bytes(&self, from: HostOffset, to: HostOffset, len: u64) -> Result<()> {
-        let mut bytes = vec![0; index(len.min(PIECE))];
+    fn copy_bytes(&mut self, from: HostOffset, to: HostOffset, len: u64) -> Result<()> {
+        let storage = self.closed.storage;
         let mut done = 0;
         while done < len {
-            let bytes = &mut bytes[..index((len - done).min(PIECE))];
-            self.closed
-                .storage
-                .read_at(bytes, from + done)
-                .map_err(|e| Error::io("reading what is to be moved", e))?;
-            self.put(bytes, to + done)?;
+            let piece = &mut self.piece[..index((len - done).min(PIECE))];
+            storage.read_at(piece, from + done).map_err(|e| Error::io("reading what is to be moved", e))?;
+            storage.write_at(piece, to + done).map_err(|e| Error::io("compacting the image", e))?;
             done += PIECE;
         }
         Ok(())
@@ -283,5 +347,14 @@ impl<'a> Mover<'a> {
 
     pub(super) fn sync(&self) -> Result<()> {
         self.closed.storage.sync().map_err(|e| Error::io("compacting the image", e))
+    }
+}
+
+/// Has the host forget what was copied.
+fn forget(storage: &dyn Storage, moved: &[(Movable, HostOffset)], size: u64) {
+    for run in moved.chunk_by(|one, next| next.0.from == one.0.from + size) {
+        if let [(first, _), ..] = run {
+            storage.advise(Advice::Unneeded(first.from..first.from + length(run.len()) * size));
+        }
     }
 }

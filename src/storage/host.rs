@@ -2,11 +2,11 @@
 
 use super::seal::forget_cached;
 use super::watch::{self, Change, Watcher};
-use super::{Run, Storage, seal, volatile};
+use super::{Advice, Run, Storage, seal, volatile};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::units::{HostOffset, SECTOR, length};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Whence, lseek64};
 use std::fs::File;
@@ -57,13 +57,6 @@ impl HostFile {
     /// The host's.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self::watched(self.file.try_clone()?, self.watcher.clone()))
-    }
-
-    /// Has the host begin to write what it holds in memory only, so that the next [`Storage::sync`] waits for less. Nothing is
-    /// durable by it, and nothing that goes wrong is lost: that sync tells.
-    pub fn begin_writing(&self) {
-        // SAFETY: the descriptor is open as long as `self`, and no memory is handed over.
-        unsafe { libc::sync_file_range(self.file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
     }
 
     /// Makes times and mode durable too; [`Storage::sync`] leaves those out.
@@ -164,6 +157,20 @@ impl Storage for HostFile {
         }
         let len = end - at.0;
         self.change(Change::Punch(&self.file, at, len), || punch(&self.file, at, len))
+    }
+
+    fn advise(&self, advice: Advice) {
+        match advice {
+            Advice::Write => {
+                // SAFETY: the descriptor is open as long as `self`, and no memory is handed over.
+                unsafe { libc::sync_file_range(self.file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+            }
+            Advice::Unneeded(range) => {
+                if let (Ok(at), Ok(len)) = (signed(range.start.0), signed(range.end - range.start)) {
+                    let _ = posix_fadvise(&self.file, at, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+                }
+            }
+        }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! Refuses everything that changes a file once its host has failed in a way that cannot be repeated.
 
-use super::{Run, Storage};
+use super::{Advice, Run, Storage};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::units::HostOffset;
@@ -102,6 +102,12 @@ impl Storage for Latch {
 
     fn punch(&self, at: HostOffset, len: u64) -> io::Result<()> {
         self.change(|inner| inner.punch(at, len), true)
+    }
+
+    fn advise(&self, advice: Advice) {
+        if !self.is_closed() {
+            self.inner.advise(advice);
+        }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -16,6 +16,7 @@ mod watch;
 use crate::units::HostOffset;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use vm_memory::VolatileSlice;
 
 pub use device::Device;
@@ -38,6 +39,15 @@ pub struct Run {
     pub len: u64,
     /// Whether the host stores bytes for it.
     pub data: bool,
+}
+
+/// What is of use to a host, and changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// A sync comes soon: what is in memory only may be written now, so that it waits for less.
+    Write,
+    /// These bytes are not read again; those that the medium has need not stay in memory.
+    Unneeded(Range<HostOffset>),
 }
 
 /// One file of bytes, shared by many threads.
@@ -79,6 +89,10 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// The host's error.
     fn punch(&self, at: HostOffset, len: u64) -> io::Result<()>;
+
+    /// Tells the host what comes next. It may be ignored; nothing is durable by it, and nothing that goes wrong is lost: the next
+    /// [`Storage::sync`] tells.
+    fn advise(&self, _advice: Advice) {}
 
     /// Makes everything that returned before this call durable, the file's length included.
     ///

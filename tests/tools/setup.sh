@@ -39,6 +39,7 @@ REQUIRED=(
     "useradd passwd"
     "mkntfs ntfs-3g"
     "ntfsinfo ntfs-3g"
+    "ntfscluster ntfs-3g"
     "pvcreate lvm2"
     "mkswap util-linux"
     "blkid util-linux"

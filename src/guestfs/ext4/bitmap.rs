@@ -6,7 +6,7 @@ use super::groups::{Group, low_half};
 use super::units::{Block, Run};
 use super::{Ext4, damaged};
 use crate::error::{Error, Kind, Result};
-use crate::guestfs::bits::{clear_runs, next_bit};
+use crate::guestfs::bits::{Bits, clear_runs, next_bit};
 use crate::guestfs::partitions::Bytes;
 use crate::units::index;
 
@@ -97,13 +97,10 @@ impl<B: Bytes> Ext4<B> {
 
     /// The bitmap of a group that has never been written to: what its layout takes is used, and nothing else.
     fn fresh_bitmap(&self, layout: Vec<(u32, u32)>) -> Vec<u8> {
-        let mut bitmap = vec![0; index(self.superblock.layout.clusters_per_group / 8)];
-        for bit in layout.into_iter().flat_map(|(first, end)| first..end) {
-            if let Some(byte) = bitmap.get_mut(index(u64::from(bit / 8))) {
-                *byte |= 1 << (bit % 8);
-            }
-        }
-        bitmap
+        let mut bitmap =
+            Bits::new(u32::try_from(self.superblock.layout.clusters_per_group).unwrap_or(u32::MAX));
+        layout.into_iter().flat_map(|(first, end)| first..end).for_each(|bit| _ = bitmap.set(bit));
+        bitmap.into_bytes()
     }
 
     /// The bits of group `number` that stand for what the filesystem itself keeps there, for this group or for others.
@@ -149,7 +146,7 @@ impl<B: Bytes> Ext4<B> {
     }
 
     /// What `group` starts with: copies of the superblock and of the descriptors, and room for more of these.
-    fn copies(&self, group: u32) -> Run {
+    pub(super) fn copies(&self, group: u32) -> Run {
         let superblock = &self.superblock;
         let layout = &superblock.layout;
         let per_block = superblock.descriptors_per_block();

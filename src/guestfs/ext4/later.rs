@@ -2,9 +2,9 @@
 
 use super::Ext4;
 use super::inode::{Inode, number, parse};
-use super::table::is_set;
 use super::units::{Block, Ino};
 use crate::error::Result;
+use crate::guestfs::bits::is_set;
 use crate::guestfs::partitions::{Bytes, u16_at};
 use crate::units::index;
 use std::ops::Range;

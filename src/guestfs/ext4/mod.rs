@@ -23,6 +23,7 @@ mod inode;
 mod journal;
 mod later;
 mod orphans;
+mod rewritten;
 mod superblock;
 mod table;
 mod units;

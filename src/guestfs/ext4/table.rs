@@ -4,6 +4,7 @@ use super::inode::{Inode, number, parse, records_in};
 use super::units::{Block, Ino};
 use super::{Ext4, damaged};
 use crate::error::Result;
+use crate::guestfs::bits::{is_set, next_bit};
 use crate::guestfs::partitions::{Bytes, u16_at};
 use crate::units::index;
 
@@ -54,7 +55,8 @@ impl<B: Bytes> Inodes<'_, B> {
                 (self.next, self.first) = (0, 0);
                 self.chunk.clear();
             }
-            let Some(slot) = set_bit(&self.bitmap, self.next, superblock.layout.inodes_per_group) else {
+            let Some(slot) = next_bit(&self.bitmap, self.next, superblock.layout.inodes_per_group, true)
+            else {
                 self.bitmap.clear();
                 self.group += 1;
                 continue;
@@ -109,7 +111,7 @@ impl<B: Bytes> Ext4<B> {
         self.check_bitmap(&bitmap, group.inode_bitmap_sum, super::bitmap::INODE_SUM_END)
             .map_err(|error| error.at(format_args!("the inode bitmap of group {number}")))?;
         let used = per_group - group.unused_inodes;
-        if let Some(slot) = set_bit(&bitmap, used, per_group) {
+        if let Some(slot) = next_bit(&bitmap, used, per_group, true) {
             let ino = super::inode::number(number, slot, &self.superblock);
             return Err(damaged(format_args!("{ino} is in use, and among those that were never used")));
         }
@@ -134,21 +136,4 @@ impl<B: Bytes> Ext4<B> {
         let bitmap = self.inode_bitmap((ino.0 - 1) / per_group)?;
         Ok(is_set(&bitmap, (ino.0 - 1) % per_group))
     }
-}
-
-pub(super) fn is_set(bitmap: &[u8], bit: u32) -> bool {
-    bitmap.get(index(u64::from(bit / 8))).is_some_and(|byte| byte >> (bit % 8) & 1 != 0)
-}
-
-/// The first set bit in `from..end`.
-fn set_bit(bitmap: &[u8], from: u32, end: u32) -> Option<u32> {
-    let mut bit = from;
-    while bit < end {
-        let byte = bitmap.get(index(u64::from(bit / 8)))? >> (bit % 8);
-        if byte != 0 {
-            return Some(bit + byte.trailing_zeros()).filter(|bit| *bit < end);
-        }
-        bit = (bit / 8 + 1) * 8;
-    }
-    None
 }

@@ -3,153 +3,189 @@
 use super::damaged;
 use crate::error::{Error, Result};
 use crate::guestfs::partitions::{Bytes, u16_at, u32_at};
-use crate::units::{GuestOffset, KIB, SECTOR, index};
+use crate::units::{GuestOffset, SECTOR, index};
 
-/// Most clusters that are looked at.
-const CLUSTERS: u64 = 4 << 20;
-/// Fewer clusters than this have entries of 12 bits, as Linux counts them.
+/// Fewer clusters than this have entries of 12 bits, as Linux counts them; and of 16 bits.
 const SIXTEEN: u64 = 4085;
+const THIRTY_TWO: u64 = 65525;
 
 /// How wide the entries of the table are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Width {
+pub(in crate::guestfs) enum Width {
     Twelve,
     Sixteen,
     /// 28 bits of 32.
     ThirtyTwo,
 }
 
+impl Width {
+    fn bits(self) -> u64 {
+        match self {
+            Self::Twelve => 12,
+            Self::Sixteen => 16,
+            Self::ThirtyTwo => 32,
+        }
+    }
+
+    /// The largest value of an entry.
+    pub(in crate::guestfs) fn most(self) -> u32 {
+        match self {
+            Self::Twelve => 0xfff,
+            Self::Sixteen => 0xffff,
+            Self::ThirtyTwo => 0x0fff_ffff,
+        }
+    }
+
+    /// The bits of entry 1 that say: unmounted, and without errors of the disk.
+    pub(in crate::guestfs) fn clean(self) -> u32 {
+        match self {
+            Self::Twelve => 0,
+            Self::Sixteen => 0xc000,
+            Self::ThirtyTwo => 0x0c00_0000,
+        }
+    }
+
+    /// How many bytes `count` entries take.
+    pub(in crate::guestfs) fn bytes(self, count: u32) -> u64 {
+        (u64::from(count) * self.bits()).div_ceil(8)
+    }
+
+    /// Where entry `number` begins in a table.
+    pub(in crate::guestfs) fn place(self, number: u32) -> u64 {
+        u64::from(number) * self.bits() / 8
+    }
+
+    /// Entry `number` in a piece of the table from byte `at` on.
+    pub(in crate::guestfs) fn entry(self, piece: &[u8], number: u32, at: u64) -> u32 {
+        let place = index(self.place(number) - at);
+        match self {
+            Self::Twelve => {
+                let pair = u32::from(u16_at(piece, place));
+                if number.is_multiple_of(2) { pair & 0xfff } else { pair >> 4 }
+            }
+            Self::Sixteen => u32::from(u16_at(piece, place)),
+            Self::ThirtyTwo => u32_at(piece, place) & 0x0fff_ffff,
+        }
+    }
+}
+
 /// Where everything is, in bytes from the start of the filesystem. All of it lies inside the place.
 #[derive(Clone, Debug)]
-pub(super) struct Layout {
-    pub(super) width: Width,
+pub(in crate::guestfs) struct Layout {
+    pub(in crate::guestfs) width: Width,
+    pub(in crate::guestfs) medium: u8,
     pub(super) sector: u64,
     /// Bytes in a cluster.
-    pub(super) cluster: u64,
-    /// Clusters of data; their numbers begin at 2.
-    pub(super) clusters: u32,
-    pub(super) table: u64,
-    pub(super) table_len: u64,
-    pub(super) tables: u64,
+    pub(in crate::guestfs) cluster: u64,
+    /// The number behind the last cluster; they begin at 2.
+    pub(in crate::guestfs) end: u32,
+    /// The first table, and how long each is.
+    pub(in crate::guestfs) table: u64,
+    pub(in crate::guestfs) table_len: u64,
+    pub(in crate::guestfs) tables: u64,
     /// The root folder of FAT12 and FAT16.
-    pub(super) root: u64,
-    pub(super) root_len: u64,
+    pub(in crate::guestfs) root: u64,
+    pub(in crate::guestfs) root_len: u64,
     /// The root folder's first cluster, of FAT32.
-    pub(super) root_cluster: u32,
+    pub(in crate::guestfs) root_cluster: u32,
     data: u64,
     /// The sector that counts free clusters, of FAT32.
     pub(super) info: Option<u64>,
-    pub(super) serial: u32,
-    /// The boot sector's label.
+    /// The marks of a mount and of errors that the kernel keeps here, beside those in the table.
+    pub(in crate::guestfs) state: u8,
+    /// Of boot sectors that have one, and a label.
+    pub(super) serial: Option<u32>,
     pub(super) label: u64,
 }
 
+/// Whether `place` starts with a boot sector of such a filesystem.
+pub(in crate::guestfs) fn is_boot_sector(place: &dyn Bytes) -> Result<bool> {
+    Ok(boot_sector(place)?.is_some())
+}
+
+fn boot_sector(place: &dyn Bytes) -> Result<Option<[u8; index(SECTOR)]>> {
+    let mut raw = [0; index(SECTOR)];
+    if place.size() < SECTOR {
+        return Ok(None);
+    }
+    place.read(&mut raw, GuestOffset(0))?;
+    let sector = u16_at(&raw, 11);
+    let is_one = matches!(raw[0], 0xeb | 0xe9)
+        && raw.ends_with(&[0x55, 0xaa])
+        && sector.is_power_of_two()
+        && (512..=4096).contains(&sector)
+        && raw[13].is_power_of_two()
+        && u16_at(&raw, 14) > 0
+        && (1..=2).contains(&raw[16])
+        && raw[21] >= 0xf0;
+    Ok(is_one.then_some(raw))
+}
+
 impl Layout {
-    pub(super) fn read(bytes: &dyn Bytes) -> Result<Self> {
-        let none = || Error::invalid("there is no FAT filesystem");
-        if bytes.size() < SECTOR {
-            return Err(none());
-        }
-        let mut boot = [0; index(SECTOR)];
-        bytes.read(&mut boot, GuestOffset(0))?;
-        let wide = u16_at(&boot, 22) == 0;
-        let extended = if wide { 64 } else { 36 };
-        let (sector, per_cluster) = (u64::from(u16_at(&boot, 11)), u64::from(boot[13]));
-        let known = matches!(boot[0], 0xeb | 0xe9)
-            && boot[510..] == [0x55, 0xaa]
-            && matches!(sector, 512 | 1024 | 2048 | 4096)
-            && per_cluster.is_power_of_two()
-            && matches!(boot[16], 1 | 2)
-            && boot[21] >= 0xf0
-            && boot[extended + 2] == 0x29
-            && (u16_at(&boot, 17) == 0) == wide;
-        if !known {
-            return Err(none());
-        }
-        if boot[extended + 1] & 1 != 0 {
-            return Err(dirty());
-        }
-        let layout = Self::of(&boot, wide, sector, u32_at(&boot, extended + 3))?;
-        let end = layout.data + u64::from(layout.clusters) * layout.cluster;
-        if end > bytes.size() {
-            return Err(damaged("it is longer than its place"));
-        }
-        Ok(layout)
+    /// The layout of the filesystem that begins with the first of `bytes`.
+    ///
+    /// # Errors
+    /// `Invalid` when there is none, `Corrupt` when the boot sector contradicts itself or its place; the disk's.
+    pub(in crate::guestfs) fn read(bytes: &dyn Bytes) -> Result<Self> {
+        let boot = boot_sector(bytes)?.ok_or_else(|| Error::invalid("there is no FAT filesystem"))?;
+        let wrong = || damaged("its boot sector contradicts itself or its partition");
+        Self::parse(&boot, bytes.size()).ok_or_else(wrong)
     }
 
-    fn of(boot: &[u8], wide: bool, sector: u64, serial: u32) -> Result<Self> {
+    fn parse(boot: &[u8], size: u64) -> Option<Self> {
         let small = |at: usize| u64::from(u16_at(boot, at));
         let large = |at: usize| u64::from(u32_at(boot, at));
-        let sectors = if small(19) == 0 { large(32) } else { small(19) };
-        let table_len = sector * if wide { large(36) } else { small(22) };
-        let (table, tables) = (small(14) * sector, u64::from(boot[16]));
-        let cluster = u64::from(boot[13]) * sector;
-        let root = table + tables * table_len;
-        let root_len = small(17) * 32;
-        let data = root + root_len.next_multiple_of(sector);
-        let clusters = (sectors * sector).checked_sub(data).map_or(0, |len| len / cluster);
-        if table == 0
-            || table_len == 0
-            || clusters == 0
-            || cluster > 64 * KIB
-            || !root_len.is_multiple_of(sector)
-        {
-            return Err(damaged("the boot sector makes no sense"));
-        }
-        if clusters > CLUSTERS {
-            return Err(Error::unsupported(
-                "a FAT filesystem of more than 4 million clusters is not merged by files",
-            ));
-        }
-        let width = match wide {
-            true => Width::ThirtyTwo,
-            false if clusters < SIXTEEN => Width::Twelve,
-            false => Width::Sixteen,
+        let (sector, per_cluster, is_wide) = (small(11), u64::from(boot[13]), small(22) == 0);
+        let total = match (small(19), large(32)) {
+            (0, total) | (total, 0) => total,
+            (one, two) => (one == two).then_some(one)?,
         };
-        // Bit 7: only one table counts.
-        if wide && (u16_at(boot, 40) & 0x80 != 0 || u16_at(boot, 42) != 0) {
-            return Err(Error::unsupported(
-                "a FAT32 filesystem without a mirrored table is not merged by files",
-            ));
-        }
-        if entries(width, table_len) < clusters + 2 {
-            return Err(damaged("the table is too short"));
-        }
-        let info = Some(small(48)).filter(|number| wide && (1..small(14)).contains(number));
-        Ok(Self {
+        let (table, tables, root_len) = (small(14), u64::from(boot[16]), small(17) * 32);
+        let table_len = if is_wide { large(36) } else { small(22) };
+        let root = table + tables * table_len;
+        let data = root + root_len.div_ceil(sector);
+        let count = total.checked_sub(data)? / per_cluster;
+        let width = match count {
+            // Linux goes by the fields, others by the number; where they differ nobody knows.
+            _ if is_wide => Width::ThirtyTwo,
+            0..SIXTEEN => Width::Twelve,
+            SIXTEEN..THIRTY_TWO => Width::Sixteen,
+            _ => return None,
+        };
+        let end = u32::try_from(count + 2).ok().filter(|end| *end <= width.most() - 8)?;
+        let root_cluster = if is_wide { u32_at(boot, 44) } else { 0 };
+        // Of the version there is one; only one table that counts is a thing that no system makes.
+        let is_known = !is_wide || small(40) == 0 && small(42) == 0 && (2..end).contains(&root_cluster);
+        let sound = count > 0
+            && total * sector <= size
+            && root_len.is_multiple_of(sector)
+            && is_wide == (root_len == 0)
+            && width.bytes(end) <= table_len * sector
+            && is_known;
+        let extended = if is_wide { 64 } else { 36 };
+        let info = Some(small(48)).filter(|number| is_wide && (1..table).contains(number));
+        sound.then(|| Self {
             width,
+            medium: boot[21],
             sector,
-            cluster,
-            clusters: u32::try_from(clusters).unwrap_or(u32::MAX),
-            table,
-            table_len,
+            cluster: per_cluster * sector,
+            end,
+            table: table * sector,
+            table_len: table_len * sector,
             tables,
-            root,
+            root: root * sector,
             root_len,
-            root_cluster: if wide { u32_at(boot, 44) } else { 0 },
-            data,
+            root_cluster,
+            data: data * sector,
             info: info.map(|number| number * sector),
-            serial,
-            label: if wide { 71 } else { 43 },
+            state: boot[extended + 1],
+            serial: (boot[extended + 2] == 0x29).then(|| u32_at(boot, extended + 3)),
+            label: if is_wide { 71 } else { 43 },
         })
     }
 
     /// Where a cluster lies; its number is one of the table's.
-    pub(super) fn at(&self, cluster: u32) -> u64 {
+    pub(in crate::guestfs) fn at(&self, cluster: u32) -> u64 {
         self.data + u64::from(cluster - 2) * self.cluster
     }
-}
-
-fn entries(width: Width, len: u64) -> u64 {
-    match width {
-        Width::Twelve => len * 2 / 3,
-        Width::Sixteen => len / 2,
-        Width::ThirtyTwo => len / 4,
-    }
-}
-
-pub(super) fn dirty() -> Error {
-    Error::unsupported(
-        "a FAT filesystem was not unmounted, so what is in it may be torn: start the guest and shut it down first",
-    )
 }

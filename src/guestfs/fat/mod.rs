@@ -17,18 +17,21 @@ mod table;
 mod write;
 
 pub use folder::{Item, Stamps, Tree};
+pub(super) use layout::{Layout, Width, is_boot_sector};
 pub use names::fold;
 pub use write::{Content, Supply, Target, Wanted, rewrite};
 
 use super::partitions::Bytes;
 use crate::error::{Error, Result};
-use crate::units::{GuestOffset, index, length};
-use layout::Layout;
+use crate::units::{GuestOffset, KIB, index, length};
 use table::Table;
 
 /// Attributes that are about the file: read-only, hidden, system.
 pub const ATTRIBUTES: u8 = 0x07;
 
+/// Most clusters of a filesystem, and largest of them, that are looked at.
+const CLUSTERS: u32 = 4 << 20;
+const CLUSTER: u64 = 64 * KIB;
 /// Bytes of a label, and what stands for none.
 const LABEL: usize = 11;
 const NO_LABEL: &[u8] = b"NO NAME    ";
@@ -39,6 +42,7 @@ pub struct Fat<B> {
     bytes: B,
     layout: Layout,
     table: Table,
+    serial: u32,
 }
 
 impl<B: Bytes> Fat<B> {
@@ -49,14 +53,24 @@ impl<B: Bytes> Fat<B> {
     /// too large; whatever reading gives.
     pub fn open(bytes: B) -> Result<Self> {
         let layout = Layout::read(&bytes)?;
+        let Some(serial) = layout.serial else { return Err(Error::invalid("there is no FAT filesystem")) };
+        if layout.state & 1 != 0 {
+            return Err(dirty());
+        }
+        if layout.end - 2 > CLUSTERS || layout.cluster > CLUSTER {
+            return Err(Error::unsupported(
+                "a FAT filesystem of more than 4 million clusters, or with clusters of more than 64 KiB, is not merged \
+                 by files",
+            ));
+        }
         let table = Table::read(&bytes, &layout)?;
-        Ok(Self { bytes, layout, table })
+        Ok(Self { bytes, layout, table, serial })
     }
 
     /// What tells it from other filesystems.
     #[must_use]
     pub fn serial(&self) -> u32 {
-        self.layout.serial
+        self.serial
     }
 
     /// Its label, as Linux knows it: the one in the root folder, else the boot sector's; empty when it has none.
@@ -119,6 +133,12 @@ fn run(chain: &[u32], first: usize) -> Option<u64> {
     Some(1 + length(rest.windows(2).take_while(|pair| pair[1] == pair[0] + 1).count()))
 }
 
-fn damaged(what: &str) -> Error {
+pub(super) fn damaged(what: impl std::fmt::Display) -> Error {
     Error::corrupt(format!("the FAT filesystem is damaged ({what}); mend it with fsck.fat in its guest"))
+}
+
+fn dirty() -> Error {
+    Error::unsupported(
+        "a FAT filesystem was not unmounted, so what is in it may be torn: start the guest and shut it down first",
+    )
 }

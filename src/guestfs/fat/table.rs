@@ -1,7 +1,7 @@
 //! The table of clusters: what follows what.
 
-use super::damaged;
-use super::layout::{Layout, Width, dirty};
+use super::layout::{Layout, Width};
+use super::{damaged, dirty};
 use crate::error::{Error, Result};
 use crate::guestfs::partitions::{Bytes, u16_at, u32_at};
 use crate::units::{GuestOffset, index, length};
@@ -30,15 +30,11 @@ impl Table {
                 return Err(damaged("its tables differ"));
             }
         }
-        let clean = match layout.width {
-            Width::Twelve => true,
-            Width::Sixteen => u16_at(&raw, 2) & 0xc000 == 0xc000,
-            Width::ThirtyTwo => u32_at(&raw, 4) & 0x0c00_0000 == 0x0c00_0000,
-        };
-        if !clean {
+        let clean = layout.width.clean();
+        if layout.width.entry(&raw, 1, 0) & clean != clean {
             return Err(dirty());
         }
-        let next = (0..layout.clusters + 2).map(|cluster| entry(layout.width, &raw, cluster)).collect();
+        let next = (0..layout.end).map(|cluster| entry(layout.width, &raw, cluster)).collect();
         Ok(Self { next, raw })
     }
 
@@ -77,26 +73,12 @@ impl Table {
 
 /// Bytes of a table that hold entries, in whole sectors.
 fn needed(layout: &Layout) -> usize {
-    let entries = u64::from(layout.clusters) + 2;
-    let bytes = match layout.width {
-        Width::Twelve => (entries * 3).div_ceil(2),
-        Width::Sixteen => entries * 2,
-        Width::ThirtyTwo => entries * 4,
-    };
-    index(bytes.next_multiple_of(layout.sector).min(layout.table_len))
+    index(layout.width.bytes(layout.end).next_multiple_of(layout.sector).min(layout.table_len))
 }
 
 fn entry(width: Width, raw: &[u8], cluster: u32) -> u32 {
-    let at = cluster as usize;
-    let (value, bad) = match width {
-        Width::Twelve => {
-            let pair = u32::from(u16_at(raw, at + at / 2));
-            (if at.is_multiple_of(2) { pair & 0xfff } else { pair >> 4 }, 0xff7)
-        }
-        Width::Sixteen => (u32::from(u16_at(raw, at * 2)), 0xfff7),
-        Width::ThirtyTwo => (u32_at(raw, at * 4) & 0x0fff_ffff, 0x0fff_fff7),
-    };
-    match value {
+    let bad = width.most() - 8;
+    match width.entry(raw, cluster, 0) {
         value if value == bad => BAD,
         value if value > bad => END,
         value => value,

@@ -5,8 +5,8 @@
 //!
 //! The marks are those of each format's documentation, and what `blkid` was seen to go by.
 
-use super::fat;
 use crate::error::Result;
+use crate::guestfs::fat;
 use crate::guestfs::partitions::Bytes;
 use crate::guestfs::swap::Swap;
 use crate::units::{GuestOffset, index, length};
@@ -16,7 +16,7 @@ pub(crate) const EXT: &str = "ext4";
 pub(super) const FAT: &str = "FAT";
 pub(super) const LVM: &str = "LVM2";
 pub(super) const NTFS: &str = "NTFS";
-pub(super) const SWAP_SPACE: &str = "swap";
+pub(crate) const SWAP_SPACE: &str = "swap";
 /// Not a kind of content, but what has others in it.
 pub(super) const PARTITION_TABLE: &str = "a partition table";
 

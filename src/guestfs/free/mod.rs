@@ -14,7 +14,7 @@ mod source;
 mod swap;
 mod table;
 
-pub(crate) use magic::{EXT, kinds};
+pub(crate) use magic::{EXT, SWAP_SPACE, kinds};
 
 use super::Window;
 use super::partitions::Bytes;

@@ -98,9 +98,14 @@ fn by_gpt(disk: &dyn Bytes, table: &mbr::Table) -> Result<Option<Layout>> {
 }
 
 fn by_mbr(disk: &dyn Bytes, table: &mbr::Table) -> Result<Option<Layout>> {
-    let Some(partitions) = mbr::strict(disk, table)? else { return Ok(None) };
+    let Some(found) = mbr::strict(disk, table)? else { return Ok(None) };
     let keep = Some("boot loaders keep code outside of the partitions of such a disk");
-    Ok(Some(Layout { partitions, tables: std::iter::once(0..SECTOR).collect(), usable: 0..0, keep }))
+    Ok(Some(Layout {
+        partitions: found.partitions,
+        tables: std::iter::once(0..SECTOR).collect(),
+        usable: 0..0,
+        keep,
+    }))
 }
 
 /// Why nothing of the disk can be told.

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::guestfs::Window;
-use crate::guestfs::free::{EXT, kinds};
+use crate::guestfs::free::{EXT, SWAP_SPACE, kinds};
 use crate::guestfs::partitions::{Bytes, Partition, u32_at};
 use crate::guestfs::swap::Swap;
 use crate::units::GuestOffset;
@@ -22,6 +22,9 @@ pub(crate) enum Content {
 }
 
 impl Content {
+    /// Swap space in which nobody sleeps.
+    pub(crate) const SWAP: Self = Self::Other(SWAP_SPACE);
+
     /// What `partition` of `disk` holds.
     ///
     /// # Errors

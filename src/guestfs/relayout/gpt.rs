@@ -3,14 +3,11 @@
 use super::mbr::Mbr;
 use super::{Slot, Writes, slot};
 use crate::error::{Error, Result};
-use crate::guestfs::gpt::header_crc;
+use crate::guestfs::gpt::{Header, SECTOR_SIZES, header_crc, read_array, read_header};
 use crate::guestfs::partitions::{Bytes, PartitionKind, u32_at, u64_at};
 use crate::units::{GuestOffset, index, length};
 
-const SECTOR_SIZES: [u64; 2] = [512, 4096];
 const SIGNATURE: &[u8] = b"EFI PART";
-const LARGEST_ARRAY: u64 = 1 << 20;
-const HEADER: usize = 92;
 /// Places of fields in a header.
 const CRC: usize = 16;
 const OWN: usize = 24;
@@ -26,11 +23,8 @@ const LAST: usize = 40;
 #[derive(Clone, Debug)]
 pub(crate) struct Gpt {
     guard: Mbr,
-    sector: u64,
-    /// The header's whole sector.
-    header: Vec<u8>,
+    header: Header,
     array: Vec<u8>,
-    entry: usize,
     slots: Vec<Slot>,
 }
 
@@ -46,48 +40,20 @@ impl Gpt {
             ));
         }
         for sector in SECTOR_SIZES {
-            if disk.size() < 2 * sector {
-                continue;
+            let Some(header) = read_header(disk, sector, 1)? else { continue };
+            let array = read_array(disk, &header)?.filter(|_| header.array.0 >= 2 * sector);
+            let array = array.ok_or_else(damaged)?;
+            let mut slots = Vec::new();
+            for (number, raw) in (1..).zip(array.chunks_exact(index(header.entry.into()))) {
+                let kind: [u8; 16] = raw[..16].try_into().unwrap_or_default();
+                if kind != [0; 16] {
+                    let sectors = (u64_at(raw, FIRST), u64_at(raw, LAST));
+                    slots.push(slot(number, PartitionKind::Gpt(kind), sector, sectors, false)?);
+                }
             }
-            let mut header = vec![0; index(sector)];
-            disk.read(&mut header, GuestOffset(sector))?;
-            if header.starts_with(SIGNATURE) {
-                return Self::parse(disk, guard, sector, header)?.ok_or_else(damaged);
-            }
+            return Ok(Self { guard, header, array, slots });
         }
         Err(damaged())
-    }
-
-    fn parse(disk: &dyn Bytes, guard: Mbr, sector: u64, header: Vec<u8>) -> Result<Option<Self>> {
-        let size = index(u64::from(u32_at(&header, 12)));
-        let (count, entry) = (u64::from(u32_at(&header, 80)), u64::from(u32_at(&header, 84)));
-        let len = count * entry;
-        let at = u64_at(&header, ARRAY).saturating_mul(sector);
-        let sound = (HEADER..=header.len()).contains(&size)
-            && header_crc(&header[..size.min(header.len())]) == u32_at(&header, CRC)
-            && u64_at(&header, OWN) == 1
-            && entry >= 128
-            && entry.is_power_of_two()
-            && (1..=LARGEST_ARRAY).contains(&len)
-            && at >= 2 * sector
-            && at.checked_add(len).is_some_and(|end| end <= disk.size());
-        if !sound {
-            return Ok(None);
-        }
-        let mut array = vec![0; index(len)];
-        disk.read(&mut array, GuestOffset(at))?;
-        if crc32fast::hash(&array) != u32_at(&header, ARRAY_CRC) {
-            return Ok(None);
-        }
-        let mut slots = Vec::new();
-        for (number, raw) in (1..).zip(array.chunks_exact(index(entry))) {
-            let kind: [u8; 16] = raw[..16].try_into().unwrap_or_default();
-            if kind != [0; 16] {
-                let sectors = (u64_at(raw, FIRST), u64_at(raw, LAST));
-                slots.push(slot(number, PartitionKind::Gpt(kind), sector, sectors, false)?);
-            }
-        }
-        Ok(Some(Self { guard, sector, header, array, entry: index(entry), slots }))
     }
 
     pub(super) fn slots(&self) -> &[Slot] {
@@ -95,29 +61,30 @@ impl Gpt {
     }
 
     pub(super) fn sector(&self) -> u64 {
-        self.sector
+        self.header.sector
     }
 
     /// Sectors that a copy of the entries takes.
     fn array_sectors(&self) -> u64 {
-        length(self.array.len()).div_ceil(self.sector)
+        length(self.array.len()).div_ceil(self.sector())
     }
 
     /// Bytes at the disk's end that the second copy takes.
     pub(super) fn reserve(&self) -> u64 {
-        (self.array_sectors() + 1) * self.sector
+        (self.array_sectors() + 1) * self.sector()
     }
 
     /// Both copies for a disk of `size` bytes, and zeros over the second copy where it was.
     pub(super) fn rewrite(&self, disk: &dyn Bytes, size: u64, change: Option<(u32, u64)>) -> Result<Writes> {
-        let total = size / self.sector;
+        let total = size / self.sector();
         let second = total.saturating_sub(1 + self.array_sectors());
-        if second <= u64_at(&self.header, ARRAY).saturating_add(self.array_sectors()) {
+        let first = self.header.array.0 / self.sector();
+        if second <= first + self.array_sectors() {
             return Err(Error::invalid("the disk is too small for its partition table"));
         }
         let mut writes = self.wipe(disk, size)?;
         let array = self.array_with(change);
-        let mut header = self.header.clone();
+        let mut header = self.header.raw.clone();
         put(&mut header, ALTERNATE, total - 1);
         put(&mut header, LAST_USABLE, second - 1);
         header[ARRAY_CRC..ARRAY_CRC + 4].copy_from_slice(&crc32fast::hash(&array).to_le_bytes());
@@ -125,12 +92,11 @@ impl Gpt {
         put(&mut backup, OWN, total - 1);
         put(&mut backup, ALTERNATE, 1);
         put(&mut backup, ARRAY, second);
-        let first = u64_at(&header, ARRAY);
         for header in [&mut header, &mut backup] {
             let sum = header_crc(&header[..index(u64::from(u32_at(header, 12)))]);
             header[CRC..CRC + 4].copy_from_slice(&sum.to_le_bytes());
         }
-        let at = |lba: u64| GuestOffset(lba * self.sector);
+        let at = |lba: u64| GuestOffset(lba * self.sector());
         writes.extend([
             (at(second), array.clone()),
             (at(total - 1), backup),
@@ -144,25 +110,24 @@ impl Gpt {
     fn array_with(&self, change: Option<(u32, u64)>) -> Vec<u8> {
         let mut array = self.array.clone();
         if let Some((number, end)) = change {
-            let place = (index(u64::from(number)) - 1) * self.entry;
-            put(&mut array, place + LAST, end / self.sector - 1);
+            let place = (index(u64::from(number)) - 1) * index(self.header.entry.into());
+            put(&mut array, place + LAST, end / self.sector() - 1);
         }
         array
     }
 
     /// Zeros for the second copy of the present table, as far as it lies in nobody's partition and before the new end.
     fn wipe(&self, disk: &dyn Bytes, size: u64) -> Result<Writes> {
-        let Some(at) = u64_at(&self.header, ALTERNATE).checked_mul(self.sector) else {
-            return Ok(Vec::new());
-        };
-        let Some(start) = at.checked_sub(self.reserve() - self.sector) else { return Ok(Vec::new()) };
-        let end = at.saturating_add(self.sector);
+        let sector = self.sector();
+        let Some(at) = self.header.other.checked_mul(sector) else { return Ok(Vec::new()) };
+        let Some(start) = at.checked_sub(self.reserve() - sector) else { return Ok(Vec::new()) };
+        let end = at.saturating_add(sector);
         let taken =
             self.slots.iter().any(|slot| slot.partition.start.0 < end && start < slot.partition.end().0);
-        if taken || at < 2 * self.sector || end > disk.size().min(size) {
+        if taken || at < 2 * sector || end > disk.size().min(size) {
             return Ok(Vec::new());
         }
-        let mut header = vec![0; index(self.sector)];
+        let mut header = vec![0; index(sector)];
         disk.read(&mut header, GuestOffset(at))?;
         match header.starts_with(SIGNATURE) {
             true => Ok(vec![(GuestOffset(start), vec![0; index(end - start)])]),

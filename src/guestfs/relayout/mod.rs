@@ -51,7 +51,7 @@ impl Table {
             return Ok(Self::None);
         }
         disk.read(&mut sector, GuestOffset(0))?;
-        let Some(mbr) = mbr::Mbr::parse(&sector, disk.size())? else { return Ok(Self::None) };
+        let Some(mbr) = mbr::Mbr::read(disk, &sector)? else { return Ok(Self::None) };
         if !mbr.is_protective() {
             check(mbr.slots(), disk.size())?;
             return Ok(Self::Mbr(mbr));
@@ -61,7 +61,7 @@ impl Table {
         Ok(Self::Gpt(gpt))
     }
 
-    /// Its entries; of a disk without a table all of it, as partition 0.
+    /// Its partitions, the logical ones instead of the one that they lie in; of a disk without a table all of it, as partition 0.
     pub(crate) fn slots(&self, size: u64) -> Vec<Slot> {
         match self {
             Self::Gpt(gpt) => gpt.slots().to_vec(),
@@ -122,7 +122,7 @@ impl Table {
     pub(crate) fn rewrite(&self, disk: &dyn Bytes, size: u64, change: Option<(u32, u64)>) -> Result<Writes> {
         match self {
             Self::None => Ok(Vec::new()),
-            Self::Mbr(mbr) => Ok(mbr.rewrite(change)),
+            Self::Mbr(mbr) => mbr.rewrite(disk, (self.room(size), self.last_end(size)), change),
             Self::Gpt(gpt) => gpt.rewrite(disk, size, change),
         }
     }

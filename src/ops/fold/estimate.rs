@@ -61,3 +61,16 @@ pub(in crate::ops) fn cost(disk: &Disk, count: usize, range: Range<u64>) -> Resu
     }
     Ok(EMPTY + bytes + (pieces + bytes / COUNTED) * BLOCK)
 }
+
+/// Bytes at most of the tables that map these ranges, in any order.
+pub(in crate::ops) fn tables<'a>(ranges: impl Iterator<Item = &'a Range<u64>>) -> u64 {
+    let mut slices: Vec<Range<u64>> =
+        ranges.map(|range| range.start / SLICE..range.end.div_ceil(SLICE)).collect();
+    slices.sort_unstable_by_key(|slices| slices.start);
+    let (mut pieces, mut mapped) = (0, 0);
+    for slice in slices {
+        pieces += slice.end.saturating_sub(mapped.max(slice.start));
+        mapped = mapped.max(slice.end);
+    }
+    pieces * BLOCK
+}

@@ -12,8 +12,8 @@ use crate::error::Result;
 use crate::store::{Name, Store, Union, named, stood_on};
 use serde::Serialize;
 
-pub(super) use estimate::cost;
 pub use estimate::{Foldable, foldable};
+pub(super) use estimate::{cost, tables};
 
 /// What the removal of a checkpoint did, or would do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

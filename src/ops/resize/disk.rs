@@ -50,6 +50,12 @@ impl Layout {
         behind.map(|(slot, content)| named(slot, *content)).collect::<Vec<_>>().join(", ")
     }
 
+    /// Whether swap space would lie behind the end of what has `room` bytes.
+    pub(super) fn has_swap_behind(&self, room: u64) -> bool {
+        let mut slots = self.slots.iter();
+        slots.any(|(slot, content)| *content == Content::SWAP && slot.partition.end().0 > room)
+    }
+
     /// Whether another reading of the disk has the same partitions, but for a new end of `change.0`.
     pub(super) fn is_same(&self, other: &Self, change: Option<(u32, u64)>) -> bool {
         let expected = self.slots.iter().map(|(slot, content)| {

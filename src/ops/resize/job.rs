@@ -9,6 +9,10 @@ use crate::guestfs::{ExtResize, SharedDisk, Verdict, Window, fsck};
 use crate::units::GuestOffset;
 use std::path::{Path, PathBuf};
 
+/// What can be done where swap space is in the way: only its guest knows whether it can do without.
+const SWAP_CAN_GO: &str = "; swap space can go: in its guest `swapoff` it, take it out of /etc/fstab and delete its partition, \
+                           and resize then";
+
 /// A disk that nobody else sees, to be made smaller or larger.
 pub(super) struct Job<'a> {
     /// The disk, at least as large as the larger one of the two sizes.
@@ -92,9 +96,10 @@ impl Job<'_> {
         let room = layout.table.room(size);
         let in_the_way = layout.behind(room);
         if !in_the_way.is_empty() {
+            let hint = if layout.has_swap_behind(room) { SWAP_CAN_GO } else { "" };
             return Err(Error::unsupported(format!(
                 "a disk of {size} bytes would cut {in_the_way}: only an ext2, ext3 or ext4 filesystem that lies last can be \
-                 made smaller; without that the disk can have {least} bytes"
+                 made smaller; without that the disk can have {least} bytes{hint}"
             )));
         }
         // A filesystem that could be made smaller bounds nothing.
@@ -136,7 +141,8 @@ impl Job<'_> {
             last => {
                 self.rewrite(&layout, size, None)?;
                 let why = last.map(|(slot, content)| format!("{} is left as it is: ", named(&slot, content)));
-                done.note = Some(format!("{}the new room is free", why.unwrap_or_default()));
+                let hint = if let Some((_, Content::SWAP)) = last { SWAP_CAN_GO } else { "" };
+                done.note = Some(format!("{}the new room is free{hint}", why.unwrap_or_default()));
             }
         }
         Ok(done)
@@ -210,7 +216,8 @@ impl Ext {
 
     fn changed(&self, to: u64) -> Changed {
         let Slot { partition, .. } = self.slot;
-        Changed { partition: partition.number, content: self.content.to_string(), from: partition.len, to }
+        let (start, from) = (partition.start, partition.len);
+        Changed { partition: partition.number, content: self.content.to_string(), start, from, to }
     }
 }
 

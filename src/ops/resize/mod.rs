@@ -9,6 +9,7 @@ use super::{Progress, fold};
 use crate::error::{Error, Kind, Result};
 use crate::guestfs::SharedDisk;
 use crate::store::{BaseRef, Name, Scratch, Store, Target, refuse_more};
+use crate::units::GuestOffset;
 use job::Job;
 use room::Room;
 use serde::Serialize;
@@ -56,7 +57,7 @@ pub struct Resized {
     /// Room that the host must have meanwhile, more or less; only told by a plan without undo.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub needs_bytes: Option<u64>,
-    /// What the host gets back when there is no undo; of a plan more or less.
+    /// What the host gets back when there is no undo; of a plan at least so much, and none where that cannot be said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freed_bytes: Option<u64>,
 }
@@ -80,6 +81,9 @@ pub struct Changed {
     pub partition: u32,
     /// What it holds.
     pub content: String,
+    /// Where it begins.
+    #[serde(skip)]
+    pub start: GuestOffset,
     /// Bytes that it had.
     pub from: u64,
     /// Bytes that it has now.
@@ -146,9 +150,9 @@ pub fn plan(store: &Store, request: &ResizeRequest, progress: &dyn Progress) -> 
     let at = |error: Error| error.at(format!("clone {clone}"));
     let mut planned = run(&job, &clone, size, request).map_err(at)?;
     if request.no_undo && planned.to != from {
-        let room = Room::of(store, &clone, &scratch.disk.disk, planned.to).map_err(at)?;
+        let room = Room::of(store, &clone, &scratch.disk.disk, &planned).map_err(at)?;
         planned.needs_bytes = Some(room.needs_bytes);
-        planned.freed_bytes = Some(room.gives_back_bytes);
+        planned.freed_bytes = room.gives_back_bytes;
     }
     Ok(planned)
 }

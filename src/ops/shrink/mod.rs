@@ -169,7 +169,6 @@ pub fn shrink(store: &Store, clone: &Name, recompress_too: bool, progress: &dyn 
     }
     progress.total(open.disk.size() * if recompress_too { 2 } else { 1 });
     report.search(&open.disk, progress, &mut |_, found| drop_from(&open.disk, found)).map_err(place)?;
-    open.disk.flush().map_err(place)?;
     let mut full = false;
     if recompress_too {
         let packed = recompress(&mut open.disk, progress).map_err(place)?;

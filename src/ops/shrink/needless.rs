@@ -4,14 +4,14 @@ use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::guestfs::free::{Area, Free};
 use crate::qcow2::{Header, Source};
-use crate::units::{GuestOffset, MIB, SECTOR, index, length};
+use crate::units::{GuestOffset, KIB, MIB, SECTOR, index, length};
 use crate::zero::is_zero;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::ops::{AddAssign, Range};
 
-/// What one thread reads at a time.
-const PIECE: u64 = MIB;
+/// What one thread reads at a time: with what is below it stays in the processor's cache until it was compared.
+const PIECE: u64 = 256 * KIB;
 /// What is looked at before something of it is dropped.
 const WINDOW: u64 = 64 * MIB;
 

@@ -1,8 +1,9 @@
 //! Folders of a FAT filesystem: each entry starts a chain.
 
-use super::boot::Boot;
-use super::{Bits, Chains, Width, damaged};
+use super::Chains;
 use crate::error::Result;
+use crate::guestfs::bits::Bits;
+use crate::guestfs::fat::{Layout, Width, damaged};
 use crate::guestfs::partitions::{Bytes, u16_at, u32_at};
 use crate::units::{GuestOffset, index};
 
@@ -16,13 +17,13 @@ const FOLDER: u8 = 0x10;
 
 /// Looks through all folders. The starts of chains are counted: each is of one file, and where none is, the cluster is
 /// in the midst of one, lost, or bad.
-pub(super) fn check(bytes: &impl Bytes, boot: &Boot, chains: &Chains) -> Result<()> {
+pub(super) fn check(bytes: &impl Bytes, boot: &Layout, chains: &Chains) -> Result<()> {
     let mut walk = Walk { bytes, boot, chains, started: Bits::new(boot.end), folders: Vec::new() };
     if boot.width == Width::ThirtyTwo {
         walk.start(boot.root_cluster, true)?;
     } else {
-        let mut root = vec![0; index(boot.root.end - boot.root.start)];
-        bytes.read(&mut root, GuestOffset(boot.root.start))?;
+        let mut root = vec![0; index(boot.root_len)];
+        bytes.read(&mut root, GuestOffset(boot.root))?;
         walk.entries(&root)?;
     }
     while let Some(first) = walk.folders.pop() {
@@ -33,7 +34,7 @@ pub(super) fn check(bytes: &impl Bytes, boot: &Boot, chains: &Chains) -> Result<
 
 struct Walk<'a, B> {
     bytes: &'a B,
-    boot: &'a Boot,
+    boot: &'a Layout,
     chains: &'a Chains,
     /// Clusters that some file starts with.
     started: Bits,
@@ -67,7 +68,7 @@ impl<B: Bytes> Walk<'_, B> {
         let mut content = vec![0; index(self.boot.cluster)];
         // No chain has a loop: none of its clusters is led to twice, and nothing leads to the first one.
         loop {
-            self.bytes.read(&mut content, GuestOffset(self.boot.place(cluster)))?;
+            self.bytes.read(&mut content, GuestOffset(self.boot.at(cluster)))?;
             if !self.entries(&content)? {
                 return Ok(());
             }
@@ -104,7 +105,7 @@ impl<B: Bytes> Walk<'_, B> {
     /// The cluster in which a chain goes on.
     fn next(&self, cluster: u32) -> Result<Option<u32>> {
         let width = self.boot.width;
-        let at = u64::from(cluster) * width.bits() / 8;
+        let at = width.place(cluster);
         let mut raw = [0; 4];
         let len = if width == Width::ThirtyTwo { 4 } else { 2 };
         self.bytes.read(&mut raw[..len], GuestOffset(self.boot.table + at))?;

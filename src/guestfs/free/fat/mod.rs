@@ -5,62 +5,38 @@
 //!
 //! Layout: Microsoft's FAT specification 1.03; the marks of a mount as Linux 6.1 sets them.
 
-mod boot;
 mod folders;
 
 use super::ranges::Ranges;
 use super::{Found, left};
-use crate::error::{Error, Result};
-use crate::guestfs::partitions::{Bytes, u16_at, u32_at};
+use crate::error::Result;
+use crate::guestfs::bits::Bits;
+use crate::guestfs::fat::{Layout, damaged};
+use crate::guestfs::partitions::Bytes;
 use crate::units::{GuestOffset, index, length};
-pub(super) use boot::is_boot_sector;
-use boot::{Boot, Width};
 
 /// How much of a table is read at once: a multiple of 3 and of 4 bytes, so that no entry is cut.
 const PIECE: u64 = 3 << 18;
+const NOT_IN_ORDER: &str = "it was not unmounted, or had errors; check it in its guest first";
 
 /// What is free of the filesystem in `bytes`.
 pub(super) fn free(bytes: &impl Bytes, mut ranges: Ranges) -> Result<Found> {
-    let boot = Boot::read(bytes)?;
+    let boot = Layout::read(bytes)?;
+    if boot.state & 3 != 0 {
+        return left(NOT_IN_ORDER);
+    }
     let chains = Chains::read(bytes, &boot)?;
     folders::check(bytes, &boot, &chains)?;
     for cluster in 2..boot.end {
         if !chains.used.has(cluster) {
-            let start = boot.place(cluster);
+            let start = boot.at(cluster);
             ranges.add(start, start + boot.cluster);
         }
     }
     Ok(Found::Free(ranges.finish()))
 }
 
-/// A filesystem that breaks its format.
-fn damaged(what: impl std::fmt::Display) -> Error {
-    Error::corrupt(format!("the FAT filesystem is damaged: {what}; check it in its guest"))
-}
-
-/// A bit for each cluster: at most 32 MiB.
-#[derive(Debug)]
-struct Bits(Vec<u64>);
-
-impl Bits {
-    fn new(count: u32) -> Self {
-        Self(vec![0; index(u64::from(count).div_ceil(64))])
-    }
-
-    fn has(&self, number: u32) -> bool {
-        self.0.get(index(u64::from(number / 64))).is_some_and(|word| word >> (number % 64) & 1 != 0)
-    }
-
-    /// Sets a bit; whether it was clear.
-    fn set(&mut self, number: u32) -> bool {
-        let Some(word) = self.0.get_mut(index(u64::from(number / 64))) else { return false };
-        let was_clear = *word >> (number % 64) & 1 == 0;
-        *word |= 1 << (number % 64);
-        was_clear
-    }
-}
-
-/// What the table says of the clusters.
+/// What the table says of the clusters, a bit for each: at most 64 MiB.
 #[derive(Debug)]
 struct Chains {
     /// In use, or bad.
@@ -70,7 +46,7 @@ struct Chains {
 }
 
 impl Chains {
-    fn read(bytes: &impl Bytes, boot: &Boot) -> Result<Self> {
+    fn read(bytes: &impl Bytes, boot: &Layout) -> Result<Self> {
         let mut chains = Self { used: Bits::new(boot.end), inner: Bits::new(boot.end) };
         let len = boot.width.bytes(boot.end);
         let (mut at, mut number) = (0, 0);
@@ -101,7 +77,7 @@ impl Chains {
     }
 
     /// Takes entry `number` of the table.
-    fn take(&mut self, boot: &Boot, number: u32, entry: u32) -> Result<()> {
+    fn take(&mut self, boot: &Layout, number: u32, entry: u32) -> Result<()> {
         let most = boot.width.most();
         match number {
             0 if entry != (most & !0xff | u32::from(boot.medium)) => {
@@ -111,7 +87,7 @@ impl Chains {
                 return Err(damaged("its table does not start as one"));
             }
             1 if entry & boot.width.clean() != boot.width.clean() => {
-                return left("it was not unmounted, or had errors; check it in its guest first");
+                return left(NOT_IN_ORDER);
             }
             0 | 1 => return Ok(()),
             _ if entry == 0 => return Ok(()),
@@ -129,25 +105,5 @@ impl Chains {
             return Err(damaged(format_args!("two clusters lead to cluster {entry}")));
         }
         Ok(())
-    }
-}
-
-impl Width {
-    /// How many bytes `count` entries take.
-    fn bytes(self, count: u32) -> u64 {
-        (u64::from(count) * self.bits()).div_ceil(8)
-    }
-
-    /// Entry `number` in a piece of the table from byte `at` on.
-    fn entry(self, piece: &[u8], number: u32, at: u64) -> u32 {
-        let place = index(u64::from(number) * self.bits() / 8 - at);
-        match self {
-            Self::Twelve => {
-                let pair = u32::from(u16_at(piece, place));
-                if number.is_multiple_of(2) { pair & 0xfff } else { pair >> 4 }
-            }
-            Self::Sixteen => u32::from(u16_at(piece, place)),
-            Self::ThirtyTwo => u32_at(piece, place) & 0x0fff_ffff,
-        }
     }
 }
