@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Bytes of a disk that no thread count divides: some chunks of 4 MiB and a rest.
+/// Bytes of a disk that no thread count divides: some chunks of 1 MiB and a rest.
 const SIZE: u64 = (37 << 20) + 4608;
 
 /// Noise and zeros, stored and as holes, in runs that fit no block.

@@ -179,11 +179,19 @@ fn a_thousand_clones_of_100_gib_cost_next_to_nothing() {
     let names: Vec<Name> = (0..1000).map(|number| name(&format!("c{number:04}"))).collect();
     temp.store.create_clones(&base_ref("base"), &names, &CloneOptions::default()).unwrap();
     let overview = temp.store.overview().unwrap();
-    assert_eq!(overview.clones.len(), 1000);
+    let listed: Vec<Name> = overview.clones.iter().map(|(clone, _)| clone.name.clone()).collect();
+    assert_eq!(listed, names);
     for (clone, usage) in &overview.clones {
         assert!(usage.own_bytes < 200 << 10, "{}: {usage:?}", clone.name);
     }
     qemu_check(&temp.clone_folder("c0999").join("disk.qcow2"));
+    let [manifest, away] = ["clone.json", "away"].map(|file| temp.clone_folder("c0500").join(file));
+    fs::rename(&manifest, &away).unwrap();
+    let without = temp.store.overview().unwrap();
+    assert_eq!(without.clones.len(), 999);
+    let broken: Vec<&str> = without.broken.iter().map(|broken| broken.name.as_str()).collect();
+    assert_eq!(broken, ["c0500"]);
+    fs::rename(&away, &manifest).unwrap();
     assert!(temp.tmp_is_empty());
     let error = temp.store.remove_base(&BaseRef::exact(name("base"), 1)).unwrap_err().to_string();
     assert!(error.contains("and 988 more") && error.len() < 400, "{error}");

@@ -1,6 +1,6 @@
 use super::Outcome;
 use super::context::Context;
-use super::list::Versions;
+use super::list::behind;
 use super::output::{self, Json};
 use super::units::{count, percent, size};
 use crate::error::Result;
@@ -72,7 +72,7 @@ fn report(store: &Store, target: Target) -> Result<Report> {
             let clone = store.clone_named(name)?;
             Ok(Report::Clone {
                 disk: disk(store, &target, clone.size)?,
-                versions_behind: Versions::of(&store.survey()?.bases).behind(&clone),
+                versions_behind: behind(&store.versions(&clone.base.name)?, &clone),
                 checkpoints: store.checkpoints(name)?,
                 clone,
             })

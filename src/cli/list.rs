@@ -48,9 +48,13 @@ impl Versions {
 
     /// How many versions of its base are newer than the one that `clone` stands on.
     pub(super) fn behind(&self, clone: &Clone) -> usize {
-        let versions = self.0.get(&clone.base.name).map(Vec::as_slice).unwrap_or_default();
-        versions.iter().filter(|version| **version > clone.base.version).count()
+        behind(self.0.get(&clone.base.name).map(Vec::as_slice).unwrap_or_default(), clone)
     }
+}
+
+/// How many of its base's versions are newer than the one that `clone` stands on.
+pub(super) fn behind(versions: &[u32], clone: &Clone) -> usize {
+    versions.iter().filter(|version| **version > clone.base.version).count()
 }
 
 /// What a base version or clone stands behind, in words.

@@ -88,7 +88,7 @@ mod tests {
     use crate::disk::{Layer, RawLayer};
     use crate::qcow2::{CreateOptions, Image, OpenOptions, create};
     use crate::storage::{Memory, Storage};
-    use crate::units::{HostOffset, MIB};
+    use crate::units::{GIB, HostOffset, MIB, index};
     use std::sync::Arc;
 
     fn layer(storage: &Arc<Memory>, writable: bool) -> Layer {
@@ -134,5 +134,43 @@ mod tests {
         }
         assert_eq!(at, to);
         assert!(disk.runs(disk.size()..disk.size() + 1).all(|run| run.is_err()));
+    }
+
+    #[test]
+    fn a_table_that_is_a_hole_says_what_its_entries_would_say() {
+        const SIZE: u64 = 5 * GIB + 200 * MIB;
+        for plain in [false, true] {
+            let file: Arc<Memory> = Arc::default();
+            let mut options = CreateOptions::new(SIZE);
+            if plain {
+                (options.cluster_bits, options.extended_l2) = (16, false);
+            }
+            create(&*file, &options).unwrap();
+            let disk = Disk::new(vec![layer(&file, true)]).unwrap();
+            // A slice in the middle of a table, the last cluster of a table, the last one of the disk; tables between them have none.
+            for at in [700 * MIB, 3 * GIB - 4096, SIZE - 4096] {
+                disk.write(&[9; 4096], GuestOffset(at)).unwrap();
+            }
+            disk.write_zeroes(GuestOffset(GIB + 5 * MIB), MIB).unwrap();
+            disk.close().unwrap();
+            let disk = Disk::new(vec![layer(&file, false)]).unwrap();
+            let Layer::Qcow2(image) = &disk.layers()[0] else { panic!("not qcow2") };
+            let (mut at, mut runs) = (0, 0);
+            while at < SIZE {
+                let extent = image.extent(GuestOffset(at), u64::MAX).unwrap();
+                // A run of no more than a cluster is looked up in the table itself.
+                for place in (at..at + extent.len).step_by(index(MIB)).chain([at + extent.len - 1]) {
+                    let single = image.extent(GuestOffset(place), 1).unwrap();
+                    let expected = match extent.source {
+                        Source::Data(host) => Source::Data(host + (place - at)),
+                        other => other,
+                    };
+                    assert_eq!(single.source, expected, "plain {plain}, at {place}");
+                }
+                (at, runs) = (at + extent.len, runs + 1);
+            }
+            assert_eq!(at, SIZE);
+            assert!((9..40).contains(&runs), "{runs} runs");
+        }
     }
 }

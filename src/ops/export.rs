@@ -2,11 +2,11 @@
 
 use super::Progress;
 use super::newfile::NewFile;
-use super::scan::{Flat, copy};
+use super::scan::{Early, Flat, Sink, copy};
 use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::qcow2::{self, CreateOptions, Image, OpenOptions};
-use crate::storage::Storage;
+use crate::storage::{HostFile, Storage};
 use crate::store::{Access, DiskFormat, Store, Target};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,11 +37,11 @@ pub fn export(store: &Store, request: &ExportRequest, progress: &dyn Progress) -
     refuse_inside(store, &request.out)?;
     let out = NewFile::create(store, &request.out, request.force)?;
     let cannot = |error| Error::io(format!("cannot write {shown}"), error);
-    let file: Arc<dyn Storage> = Arc::new(out.file().map_err(cannot)?);
+    let file = Arc::new(out.file().map_err(cannot)?);
     match request.format {
         DiskFormat::Raw => {
             file.set_len(open.disk.size()).map_err(cannot)?;
-            copy(&open.disk, open.disk.size(), &Flat(&*file), progress)
+            copy_to(&Flat(&*file), &open.disk, &file, progress)
         }
         DiskFormat::Qcow2 => write_qcow2(&open.disk, &file, progress),
     }
@@ -63,13 +63,19 @@ fn refuse_inside(store: &Store, out: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_qcow2(from: &Disk, file: &Arc<dyn Storage>, progress: &dyn Progress) -> Result<()> {
+/// Copies what is not zero to `sink`, whose bytes are those of `file`.
+fn copy_to(sink: &dyn Sink, from: &Disk, file: &HostFile, progress: &dyn Progress) -> Result<()> {
+    copy(from, from.size(), &Early::new(sink, &|| file.begin_writing()), progress)
+}
+
+fn write_qcow2(from: &Disk, file: &Arc<HostFile>, progress: &dyn Progress) -> Result<()> {
     let mut options = CreateOptions::new(from.size());
     options.cluster_bits = CLUSTER_BITS;
     options.extended_l2 = false;
     qcow2::create(&**file, &options)?;
-    let image = Image::open(Arc::clone(file), OpenOptions { writable: true, ..OpenOptions::default() })?;
+    let storage: Arc<dyn Storage> = Arc::<HostFile>::clone(file);
+    let image = Image::open(storage, OpenOptions { writable: true, ..OpenOptions::default() })?;
     let to = Disk::new(vec![Layer::qcow2(image)])?;
-    copy(from, from.size(), &to, progress)?;
+    copy_to(&to, from, file, progress)?;
     to.close()
 }

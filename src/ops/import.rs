@@ -77,8 +77,8 @@ pub fn import(store: &Store, request: &ImportRequest, progress: &dyn Progress) -
 pub fn promote(store: &Store, clone: &Name, base: &Name, progress: &dyn Progress) -> Result<Base> {
     let open = store.open_clone(clone, Access::Read)?;
     let new = store.new_version(base)?;
-    let stored =
-        store_disk(&open.disk, &new, progress).map_err(|error| error.at(format!("clone {clone}")))?;
+    let stored = store_disk(&open.disk, open.files(), &new, progress)
+        .map_err(|error| error.at(format!("clone {clone}")))?;
     new.commit(stored, &format!("clone {clone}"))
 }
 
@@ -93,7 +93,7 @@ pub fn promote_scratch(
     progress: &dyn Progress,
 ) -> Result<Base> {
     let new = store.new_version(base)?;
-    let stored = store_disk(&scratch.disk.disk, &new, progress)?;
+    let stored = store_disk(&scratch.disk.disk, scratch.disk.files(), &new, progress)?;
     new.commit(stored, "an edit of the version before")
 }
 
@@ -106,7 +106,7 @@ fn native(
 ) -> Result<Finished> {
     let source = Source::open(request, top, format)?;
     let stored =
-        store_disk(&source.disk, new, progress).map_err(|error| error.at(request.source.display()))?;
+        store_disk(&source.disk, &[], new, progress).map_err(|error| error.at(request.source.display()))?;
     source.files.iter().try_for_each(SourceFile::unchanged)?;
     Ok(stored)
 }
@@ -122,7 +122,7 @@ fn converted(top: &SourceFile, format: Format, new: &NewBase, progress: &dyn Pro
     file.set_len(size).map_err(cannot)?;
     let disk = Disk::new(vec![Layer::Raw(RawLayer::new(Arc::new(file), false)?)])?;
     let stored = match new.open_before()? {
-        Some(before) => store_delta(&disk, &before, new, progress)?,
+        Some(before) => store_delta(&disk, &[], &before, new, progress)?,
         None => None,
     };
     if let Some(stored) = stored {

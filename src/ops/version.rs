@@ -1,36 +1,26 @@
 //! How the content of a base version is stored: whole, or as a delta over the version before it.
 
 use super::Progress;
-use super::scan::{Against, Flat, Sink, scan, scan_against};
+use super::scan::{Against, Early, Flat, Sink, scan, scan_against};
 use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::store::{BLOCK, BlockSum, DISK_MAX, DiskFormat, Finished, NewBase, OpenDisk};
-use crate::units::{GuestOffset, MIB, SECTOR, index, length};
+use crate::units::{GuestOffset, SECTOR, index, length};
 use crate::zero::is_zero;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// From so many bytes on it is worth the host's while to begin to write them.
-const WORTH_WRITING: u64 = 8 * MIB;
 
 /// A delta in the making: what differs from the layers below it.
 pub(super) struct Delta<'a> {
     disk: &'a Disk,
     bytes: AtomicU64,
-    /// Bytes that the host was not yet told to write.
-    waiting: AtomicU64,
-    begin_writing: Option<&'a (dyn Fn() + Sync)>,
 }
 
 impl<'a> Delta<'a> {
     /// Nothing is in `disk`'s top layer yet.
     pub(super) fn new(disk: &'a Disk) -> Self {
-        Self { disk, bytes: AtomicU64::new(0), waiting: AtomicU64::new(0), begin_writing: None }
-    }
-
-    /// The same, and `begin_writing` is called now and then: it has the host write what is there.
-    pub(super) fn written_early(disk: &'a Disk, begin_writing: &'a (dyn Fn() + Sync)) -> Self {
-        Self { begin_writing: Some(begin_writing), ..Self::new(disk) }
+        Self { disk, bytes: AtomicU64::new(0) }
     }
 
     /// Bytes that had to be stored.
@@ -58,24 +48,19 @@ impl Sink for Delta<'_> {
             return self.disk.write_zeroes(GuestOffset(at), length(data.len()));
         }
         self.bytes.fetch_add(length(data.len()), Ordering::Relaxed);
-        self.waiting.fetch_add(length(data.len()), Ordering::Relaxed);
         self.disk.write(data, GuestOffset(at))
-    }
-
-    fn more(&self) {
-        if let Some(begin) = self.begin_writing
-            && self.waiting.load(Ordering::Relaxed) >= WORTH_WRITING
-        {
-            self.waiting.store(0, Ordering::Relaxed);
-            begin();
-        }
     }
 }
 
-/// Stores all of `disk` in the new version.
-pub(super) fn store_disk(disk: &Disk, new: &NewBase, progress: &dyn Progress) -> Result<Finished> {
+/// Stores all of `disk` in the new version. `files` are those of its layers, where they are the store's.
+pub(super) fn store_disk(
+    disk: &Disk,
+    files: &[PathBuf],
+    new: &NewBase,
+    progress: &dyn Progress,
+) -> Result<Finished> {
     if let Some(before) = new.open_before()?
-        && let Some(stored) = store_delta(disk, &before, new, progress)?
+        && let Some(stored) = store_delta(disk, files, &before, new, progress)?
     {
         return Ok(stored);
     }
@@ -87,14 +72,17 @@ fn store_whole(disk: &Disk, new: &NewBase, progress: &dyn Progress) -> Result<Fi
     let out = new.create_disk(DiskFormat::Raw)?;
     out.set_len(size).map_err(|error| Error::io(format!("cannot make a file of {size} bytes"), error))?;
     let mut list = new.create_sums()?;
-    let sums = scan(disk, size, &Flat(&out), progress, &mut |sum| list.push(sum))?;
+    let (flat, begin_writing) = (Flat(&out), || out.begin_writing());
+    let sink = Early::new(&flat, &begin_writing);
+    let sums = scan(disk, size, &sink, progress, &mut |sum| list.push(sum))?;
     Ok(Finished { format: DiskFormat::Raw, is_delta: false, size, sums, list })
 }
 
 /// Stores what differs from the version before; `None`, and nothing is stored, when that is more than half of what is
-/// not zero.
+/// not zero. What both have from the same files is read for its sums alone.
 pub(super) fn store_delta(
     disk: &Disk,
+    files: &[PathBuf],
     before: &OpenDisk,
     new: &NewBase,
     progress: &dyn Progress,
@@ -102,10 +90,12 @@ pub(super) fn store_delta(
     let size = padded(disk.size())?;
     let delta = new.create_delta(size)?;
     let mut list = new.create_sums()?;
-    let sink = Delta::new(&delta.disk);
-    let against = Against { disk: &before.disk, shared: 0, exact: false };
+    let (sink, file) = (Delta::new(&delta.disk), new.open_disk(DiskFormat::Qcow2)?);
+    let begin_writing = || file.begin_writing();
+    let early = Early::new(&sink, &begin_writing);
+    let against = Against { disk: &before.disk, shared: before.shared_with(files), exact: false };
     let mut data = 0;
-    let sums = scan_against(disk, against, size, &sink, progress, &mut |sum: &BlockSum| {
+    let sums = scan_against(disk, against, size, &early, progress, &mut |sum: &BlockSum| {
         data += if sum.is_zeros() { 0 } else { BLOCK };
         list.push(sum)
     })?;

@@ -85,9 +85,9 @@ impl Findings {
                 walk.beyond_repair += u64::from(found > walk.refcounts.width().max());
             }
         }
-        let leaks = &mut walk.report.leaks;
+        let (leaks, mut counted) = (&mut walk.report.leaks, references.in_order());
         walk.refcounts.each_stored(references.window(), storage, |_, cluster, stored| {
-            *leaks += u64::from(stored > references.get(cluster.0));
+            *leaks += u64::from(stored > counted(cluster.0));
             Ok(())
         })?;
         let geometry = walk.header.geometry;

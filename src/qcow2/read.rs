@@ -4,10 +4,13 @@ use super::entry::{Mapping, Standard};
 use super::image::Image;
 use super::{Below, Extent, Piece, Reader, Source};
 use crate::error::{Error, Result};
+use crate::storage::Storage;
 use crate::units::{GuestOffset, index, length};
 
 /// Runs are not followed further than this, so that a caller can stop in time.
 const LONGEST_EXTENT: u64 = 1 << 30;
+/// Who asks for no more than this means to read it: its tables had better be in memory.
+const REQUEST: u64 = 4 << 20;
 
 impl Image {
     /// Fills `buf` with what the guest sees at `at`; the range must lie inside the disk.
@@ -128,6 +131,9 @@ impl Image {
             let table_bytes = geometry.table_entries() << geometry.cluster_bits;
             return Ok(Extent { len: (table_bytes - at.0 % table_bytes).min(limit), source: Source::Below });
         }
+        if let Some(len) = self.untouched(at, limit)? {
+            return Ok(Extent { len, source: Source::Below });
+        }
         match self.mapping(cluster)? {
             Mapping::Compressed(_) => {
                 Ok(Extent { len: (geometry.cluster_size() - within).min(limit), source: Source::Compressed })
@@ -140,6 +146,30 @@ impl Image {
                 Ok(Extent { len: (end.min(geometry.cluster_size()) - within).min(limit), source })
             }
         }
+    }
+}
+
+impl Image {
+    /// Bytes from `at` on of which their table says nothing because it is a hole of the file: whole slices, which then need not be
+    /// read. `None` where that is not so, in an image that is open for writing, and for no more than a request.
+    fn untouched(&self, at: GuestOffset, limit: u64) -> Result<Option<u64>> {
+        let geometry = self.rules.geometry;
+        let (slice, entry) = geometry.slice_of(geometry.cluster_of(at));
+        let span = geometry.slice_entries() << geometry.cluster_bits;
+        if self.writer.is_some()
+            || limit < span.max(REQUEST)
+            || entry != 0
+            || geometry.within_cluster(at) != 0
+        {
+            return Ok(None);
+        }
+        let (l1_index, within) = geometry.slice_place(slice);
+        let Some(table) = self.table(l1_index)? else { return Ok(None) };
+        let run = self.storage.run_at(table + within);
+        let run = run.map_err(|e| Error::io("asking for the holes of the image", e))?;
+        let bytes = geometry.slice_entries() * geometry.entry_size();
+        let slices = run.len.min(geometry.cluster_size() - within) / bytes;
+        Ok((!run.data && slices > 0).then(|| (slices * span).min(limit)))
     }
 }
 

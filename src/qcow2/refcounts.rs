@@ -46,6 +46,10 @@ impl Width {
     }
 
     pub(super) fn get(self, bytes: &[u8], at: usize) -> u64 {
+        if self.order == 4 {
+            // Nearly every image's.
+            return bytes.as_chunks::<2>().0.get(at).map_or(0, |count| u64::from(u16::from_be_bytes(*count)));
+        }
         let value = bytes[self.place(at)].iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
         if self.order < 3 { value >> self.shift(at) & self.max() } else { value }
     }
@@ -78,9 +82,14 @@ pub(super) struct Refcounts {
     width: Width,
     pub(super) table_offset: HostOffset,
     table: Vec<u64>,
-    /// By number of the block, and of the piece in it.
-    pieces: BTreeMap<(usize, u64), Piece>,
+    /// All pieces in memory but for the recent one.
+    pieces: BTreeMap<Key, Piece>,
+    /// The one that was asked for last: neighbours are asked for one after the other.
+    recent: Option<(Key, Piece)>,
 }
+
+/// Number of a block, and of a piece in it.
+type Key = (usize, u64);
 
 impl Refcounts {
     /// Reads and checks the table.
@@ -96,6 +105,7 @@ impl Refcounts {
             table_offset: header.refcount_table,
             table,
             pieces: BTreeMap::new(),
+            recent: None,
         })
     }
 
@@ -133,7 +143,8 @@ impl Refcounts {
 
     /// The block that counts a cluster, and the place of the count in it.
     fn split(&self, cluster: HostCluster) -> (usize, u64) {
-        (index(cluster.0 / self.per_block()), cluster.0 % self.per_block())
+        let per_block = self.per_block();
+        (index(cluster.0 >> per_block.trailing_zeros()), cluster.0 & (per_block - 1))
     }
 
     fn piece_bytes(&self) -> u64 {
@@ -155,16 +166,28 @@ impl Refcounts {
         let Some(place) = self.table.get(number).copied().filter(|place| *place != 0) else {
             return Ok(None);
         };
-        let key = (number, at / self.per_piece());
-        if !self.pieces.contains_key(&key) {
-            self.make_room();
-            let mut bytes = vec![0; index(self.piece_bytes())];
-            storage
-                .read_at(&mut bytes, HostOffset(place) + key.1 * self.piece_bytes())
-                .map_err(|e| Error::io("reading refcounts", e))?;
-            self.pieces.insert(key, Piece { bytes, dirty: false });
+        let key = (number, at >> self.per_piece().trailing_zeros());
+        if self.recent.as_ref().is_none_or(|(recent, _)| *recent != key) {
+            self.settle();
+            let piece = match self.pieces.remove(&key) {
+                Some(piece) => piece,
+                None => self.read_piece(HostOffset(place) + key.1 * self.piece_bytes(), storage)?,
+            };
+            self.recent = Some((key, piece));
         }
-        Ok(self.pieces.get_mut(&key))
+        Ok(self.recent.as_mut().map(|(_, piece)| piece))
+    }
+
+    fn read_piece(&mut self, place: HostOffset, storage: &dyn Storage) -> Result<Piece> {
+        self.make_room();
+        let mut bytes = vec![0; index(self.piece_bytes())];
+        storage.read_at(&mut bytes, place).map_err(|e| Error::io("reading refcounts", e))?;
+        Ok(Piece { bytes, dirty: false })
+    }
+
+    /// Puts the recent piece to the others.
+    fn settle(&mut self) {
+        self.pieces.extend(self.recent.take());
     }
 
     fn make_room(&mut self) {
@@ -178,7 +201,7 @@ impl Refcounts {
         let (number, at) = self.split(cluster);
         let (width, per_piece) = (self.width, self.per_piece());
         let piece = self.piece(number, at, storage)?;
-        Ok(piece.map_or(0, |piece| width.get(&piece.bytes, index(at % per_piece))))
+        Ok(piece.map_or(0, |piece| width.get(&piece.bytes, index(at & (per_piece - 1)))))
     }
 
     /// The first cluster from `from` on with a count of zero, or that no block covers.
@@ -219,6 +242,7 @@ impl Refcounts {
 
     /// Writes what was set since the last time. Returns whether anything was.
     pub(super) fn write_dirty(&mut self, storage: &dyn Storage) -> Result<bool> {
+        self.settle();
         let mut any = false;
         let size = self.piece_bytes();
         for ((number, piece), Piece { bytes, dirty }) in &mut self.pieces {
@@ -269,6 +293,7 @@ impl Refcounts {
 
     /// Makes an empty block at `place` known; the caller has written it and the table's entry.
     pub(super) fn add_block(&mut self, number: usize, place: HostOffset) {
+        self.settle();
         self.table[number] = place.0;
         self.pieces.retain(|(block, _), _| *block != number);
     }

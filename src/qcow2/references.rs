@@ -50,9 +50,16 @@ impl References {
                 return;
             }
         }
-        let by = i64::from(times);
+        let (by, end) = (i64::from(times), end.min(self.window.end));
+        if let Some(last) = self.steps.last_mut()
+            && (last.at, last.by) == (start, -by)
+        {
+            // Tables mostly point to neighbours, in order.
+            last.at = end;
+            return;
+        }
         self.steps.push(Step { at: start, by });
-        self.steps.push(Step { at: end.min(self.window.end), by: -by });
+        self.steps.push(Step { at: end, by: -by });
     }
 
     /// Merges the steps; when that does not help, takes more memory, and at the end gives up the upper half.
@@ -129,6 +136,20 @@ impl Counted {
         behind.checked_sub(1).map_or(0, |at| self.runs[at].by.unsigned_abs())
     }
 
+    /// The same for who asks for clusters in order: what was found last is looked at first.
+    pub(super) fn in_order(&self) -> impl FnMut(u64) -> u64 + '_ {
+        let (mut known, mut count) = (0..0, 0);
+        move |cluster| {
+            if !known.contains(&cluster) {
+                let behind = self.runs.partition_point(|run| run.at <= cluster);
+                let place = |at: usize| self.runs.get(at).map(|run| run.at);
+                count = behind.checked_sub(1).map_or(0, |at| self.runs[at].by.unsigned_abs());
+                known = behind.checked_sub(1).and_then(place).unwrap_or(0)..place(behind).unwrap_or(u64::MAX);
+            }
+            count
+        }
+    }
+
     /// Every cluster of the window with a reference, and its count, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.runs.windows(2).filter(|pair| pair[0].by > 0).flat_map(|pair| {
@@ -177,7 +198,11 @@ mod tests {
                     assert!(references.steps.len() <= most.max(FEWEST_STEPS));
                 }
                 let counted = references.finish();
-                assert!(counted.iter().all(|(cluster, count)| counted.get(cluster) == count));
+                let mut in_order = counted.in_order();
+                for (cluster, count) in counted.iter() {
+                    assert_eq!((counted.get(cluster), in_order(cluster)), (count, count));
+                    assert_eq!(in_order(cluster + 1), counted.get(cluster + 1));
+                }
                 assert!(counted.iter().all(|(cluster, _)| counted.window().contains(&cluster)));
                 found.extend(counted.iter());
                 windows += 1;

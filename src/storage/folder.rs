@@ -5,7 +5,7 @@
 
 use super::watch::{self, Change, Entry, Watch, Watcher};
 use super::{HostFile, Storage};
-use crate::units::{HostOffset, length};
+use crate::units::{HostOffset, index, length};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{
@@ -179,8 +179,11 @@ impl Folder {
     /// # Errors
     /// The host's; `InvalidData` for a file of more than `limit` bytes.
     pub fn read_small(&self, below: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        self.file(below, FileAccess::Read)?.file().take(limit + 1).read_to_end(&mut bytes)?;
+        let file = self.file(below, FileAccess::Read)?;
+        // With room for one more byte the end is found by one more read.
+        let expected = file.len()?.min(limit) + 1;
+        let mut bytes = Vec::with_capacity(index(expected));
+        file.file().take(limit + 1).read_to_end(&mut bytes)?;
         if length(bytes.len()) > limit {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,

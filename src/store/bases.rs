@@ -178,7 +178,7 @@ impl NewBase {
         self.folder()?.unlink_if_there(base_disk(format)).map_err(|error| self.cannot(error))
     }
 
-    /// The base's disk, written by somebody else.
+    /// Another handle on the base's disk.
     pub(crate) fn open_disk(&self, format: DiskFormat) -> Result<HostFile> {
         self.folder()?.file(base_disk(format), FileAccess::Write).map_err(|error| self.cannot(error))
     }

@@ -8,6 +8,7 @@ use super::{Base, BaseId, BaseRef, Broken, Name, Store, Survey, Target};
 use crate::error::{Error, Kind, Result};
 use crate::qcow2;
 use crate::storage::{FileAccess, Folder};
+use rayon::prelude::*;
 
 impl Store {
     /// Reads all manifests. A broken one keeps nothing else from being found; what vanishes meanwhile is left out.
@@ -62,25 +63,31 @@ impl Store {
     fn survey_clones(&self) -> Result<(Vec<Clone>, Vec<Broken>)> {
         let folder = self.part(CLONES)?;
         let (mut clones, mut broken) = (Vec::new(), Vec::new());
-        for name in valid_names(&folder)? {
-            let read = || {
-                let manifest = manifest::load(&folder, &format!("{name}/{CLONE_FILE}"))?;
-                manifest.map(|manifest| self.settled(&name, manifest)).transpose()
-            };
-            let clone = match self.present(&format!("{CLONES}/{name}"), CLONE_FILE, read) {
-                Ok(Some(manifest)) => clone_of(&name, manifest),
-                Ok(None) => continue,
-                Err(error) => {
-                    broken.push(Broken::new("clone", name.to_string(), &error));
-                    continue;
-                }
-            };
-            match self.waiting_on(&name, &clone.base) {
-                Ok(waiting) => clones.push(Clone { waiting, ..clone }),
-                Err(error) => broken.push(Broken::with_hint("clone", name.to_string(), &error)),
+        let names = valid_names(&folder)?;
+        for found in of_each(&names, |name| self.survey_clone(&folder, name)) {
+            match found {
+                Ok(Some(clone)) => clones.push(clone),
+                Ok(None) => {}
+                Err(found) => broken.push(found),
             }
         }
         Ok((clones, broken))
+    }
+
+    fn survey_clone(&self, folder: &Folder, name: &Name) -> std::result::Result<Option<Clone>, Broken> {
+        let read = || {
+            let manifest = manifest::load(folder, &format!("{name}/{CLONE_FILE}"))?;
+            manifest.map(|manifest| self.settled(name, manifest)).transpose()
+        };
+        let clone = match self.present(&format!("{CLONES}/{name}"), CLONE_FILE, read) {
+            Ok(Some(manifest)) => clone_of(name, manifest),
+            Ok(None) => return Ok(None),
+            Err(error) => return Err(Broken::new("clone", name.to_string(), &error)),
+        };
+        match self.waiting_on(name, &clone.base) {
+            Ok(waiting) => Ok(Some(Clone { waiting, ..clone })),
+            Err(error) => Err(Broken::with_hint("clone", name.to_string(), &error)),
+        }
     }
 
     /// What `read` reads; `None` when there is no such folder any more. A folder without its manifest is an error.
@@ -221,17 +228,8 @@ impl Store {
     /// at its next start.
     pub(super) fn bases_below(&self, clone: &Clone) -> Result<Vec<BaseId>> {
         let folder = self.clone_folder(&clone.name)?;
-        let mut found = vec![clone.base.clone()];
-        found.extend(clone.waiting.as_ref().map(|waiting| waiting.onto.clone()));
         let names = folder.names().map_err(|error| cannot_list(&folder, error))?;
-        for number in names.iter().filter_map(|name| checkpoint_of_file(name)) {
-            if let Some(checkpoint) = manifest::load::<CheckpointManifest>(&folder, &checkpoint_file(number))?
-            {
-                found.push(checkpoint.base);
-            }
-        }
-        found.dedup();
-        Ok(found)
+        bases_in(clone, &folder, &names)
     }
 
     /// A clone's folder.
@@ -297,6 +295,25 @@ pub(super) fn clone_of(name: &Name, manifest: CloneManifest) -> Clone {
     Clone { name: name.clone(), base, size, created, labels, waiting: None }
 }
 
+/// As [`Store::bases_below`], of an open folder with these names in it.
+pub(super) fn bases_in(clone: &Clone, folder: &Folder, names: &[String]) -> Result<Vec<BaseId>> {
+    let mut found = vec![clone.base.clone()];
+    found.extend(clone.waiting.as_ref().map(|waiting| waiting.onto.clone()));
+    for number in names.iter().filter_map(|name| checkpoint_of_file(name)) {
+        if let Some(checkpoint) = manifest::load::<CheckpointManifest>(folder, &checkpoint_file(number))? {
+            found.push(checkpoint.base);
+        }
+    }
+    found.dedup();
+    Ok(found)
+}
+
+/// What `look` finds of each, in their order; many are looked at by all processors.
+pub(super) fn of_each<T: Sync, R: Send>(items: &[T], look: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    const MANY: usize = 256;
+    if items.len() < MANY { items.iter().map(look).collect() } else { items.par_iter().map(&look).collect() }
+}
+
 fn whole<T>((found, broken): (Vec<T>, Vec<Broken>)) -> Result<Vec<T>> {
     broken.first().map_or(Ok(found), |broken| Err(broken.error()))
 }
@@ -307,6 +324,6 @@ fn valid_names(folder: &Folder) -> Result<Vec<Name>> {
     Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
-fn cannot_list(folder: &Folder, error: std::io::Error) -> Error {
+pub(super) fn cannot_list(folder: &Folder, error: std::io::Error) -> Error {
     Error::io(format!("cannot list {}", folder.path().display()), error)
 }

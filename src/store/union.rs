@@ -68,6 +68,11 @@ impl Union {
         self.new.shared_with(self.old.files())
     }
 
+    /// Has the host begin to write the new layer.
+    pub(crate) fn begin_writing(&self) {
+        self.file.begin_writing();
+    }
+
     /// The file of the new layer, durable with its times: they are part of a checkpoint's fingerprint.
     pub(super) fn close(self) -> Result<HostFile> {
         let Self { new, file, .. } = self;

@@ -1,7 +1,8 @@
 //! What things cost on the host: blocks, as the filesystem counts them.
 
 use super::layout::{BASES, CLONES, base_disk, checkpoint_disk, checkpoint_file};
-use super::{Base, Broken, Clone, Name, Overview, Store, Survey, Target, Usage};
+use super::list::{bases_in, cannot_list, of_each};
+use super::{Base, BaseId, Broken, Clone, Name, Overview, Store, Survey, Target, Usage};
 use crate::error::{Error, Kind, Result};
 use crate::storage::{Folder, block_bytes, is_file, is_folder};
 use std::collections::{HashMap, HashSet};
@@ -40,7 +41,11 @@ pub(super) fn of_files(folder: &Folder, names: &[String]) -> io::Result<Blocks> 
 
 /// The blocks of all files of a folder, and the folder's own.
 pub(super) fn of_folder(folder: &Folder) -> io::Result<Blocks> {
-    let files = of_files(folder, &folder.names()?)?;
+    of_names(folder, &folder.names()?)
+}
+
+fn of_names(folder: &Folder, names: &[String]) -> io::Result<Blocks> {
+    let files = of_files(folder, names)?;
     let own = block_bytes(folder.stat(".")?.st_blocks);
     Ok(Blocks { own: files.own + own, freed: files.freed + own })
 }
@@ -118,7 +123,7 @@ impl Store {
         let folder = self.clone_folder(name)?;
         of_files(&folder, &[checkpoint_file(number), checkpoint_disk(number)])
             .map(|blocks| blocks.freed)
-            .map_err(|error| Error::io(format!("cannot read {}", folder.path().display()), error))
+            .map_err(|error| cannot_read(&folder, error))
     }
 
     /// Everything in the store with what it costs: one pass, for lists. Below something broken it counts no shared
@@ -135,7 +140,7 @@ impl Store {
             let known = shared.entry((name.clone(), version));
             *known.or_insert_with(|| self.bytes_down(name, version).unwrap_or(0))
         };
-        let used = self.used(&clones)?;
+        let (used, clones) = self.looked_at(clones)?;
         for base in &bases {
             let used = unsure
                 || used.contains(&(base.name.clone(), base.version))
@@ -150,34 +155,46 @@ impl Store {
                 }
             }
         }
-        for clone in clones {
+        for (clone, blocks) in clones {
             let shared_bytes = bytes_down(&clone.base.name, clone.base.version);
-            match self.clone_usage(&clone, shared_bytes) {
-                Ok(usage) => overview.clones.push((clone, usage)),
-                Err(error) if error.kind() == Kind::NotFound => {}
+            match blocks {
+                Ok(blocks) => overview.clones.push((clone, usage_of(blocks, shared_bytes))),
                 Err(error) => overview.broken.push(Broken::new("clone", clone.name.to_string(), &error)),
             }
         }
         Ok(overview)
     }
 
-    /// The base versions that clones stand on.
-    fn used(&self, clones: &[Clone]) -> Result<HashSet<(Name, u32)>> {
-        let mut used = HashSet::new();
-        for clone in clones {
+    /// The base versions that clones stand on, and each clone's blocks; what vanishes meanwhile is left out of those.
+    fn looked_at(&self, clones: Vec<Clone>) -> Result<(HashSet<(Name, u32)>, Vec<(Clone, Result<Blocks>)>)> {
+        let (mut used, mut found) = (HashSet::new(), Vec::with_capacity(clones.len()));
+        let looks = of_each(&clones, |clone| self.look_at(clone));
+        for (clone, look) in clones.into_iter().zip(looks) {
             used.insert((clone.base.name.clone(), clone.base.version));
-            match self.bases_below(clone) {
-                Ok(below) => used.extend(below.into_iter().map(|id| (id.name, id.version))),
+            match look {
+                Ok((below, blocks)) => {
+                    used.extend(below.into_iter().map(|id| (id.name, id.version)));
+                    found.push((clone, blocks));
+                }
                 Err(error) if error.kind() == Kind::NotFound => {}
                 Err(error) => return Err(error.at(format!("clone {}", clone.name))),
             }
         }
-        Ok(used)
+        Ok((used, found))
+    }
+
+    /// The bases below a clone and its blocks, from one look into its folder.
+    fn look_at(&self, clone: &Clone) -> Result<(Vec<BaseId>, Result<Blocks>)> {
+        let folder = self.clone_folder(&clone.name)?;
+        let names = folder.names().map_err(|error| cannot_list(&folder, error))?;
+        let below = bases_in(clone, &folder, &names)?;
+        let blocks = of_names(&folder, &names).map_err(|error| cannot_read(&folder, error));
+        Ok((below, blocks))
     }
 
     fn clone_usage(&self, clone: &Clone, shared_bytes: u64) -> Result<Usage> {
         let blocks = self.blocks_of(&format!("{CLONES}/{}", clone.name))?;
-        Ok(Usage { own_bytes: blocks.own, shared_bytes, freed_if_deleted: blocks.freed })
+        Ok(usage_of(blocks, shared_bytes))
     }
 
     fn base_usage(&self, base: &Base, used: bool, shared_bytes: u64) -> Result<Usage> {
@@ -191,8 +208,7 @@ impl Store {
 
     fn blocks_of(&self, below: &str) -> Result<Blocks> {
         let folder = self.part(below)?;
-        of_folder(&folder)
-            .map_err(|error| Error::io(format!("cannot read {}", folder.path().display()), error))
+        of_folder(&folder).map_err(|error| cannot_read(&folder, error))
     }
 
     /// Blocks of the disks of a base version and of all below it; a missing one has none.
@@ -202,10 +218,18 @@ impl Store {
             let Some(manifest) = self.base_manifest(name, version)? else { break };
             let folder = self.part(format!("{BASES}/{name}/{version}"))?;
             let files = of_files(&folder, &[base_disk(manifest.format).to_owned()])
-                .map_err(|error| Error::io(format!("cannot read {}", folder.path().display()), error))?;
+                .map_err(|error| cannot_read(&folder, error))?;
             bytes += files.own;
             next = manifest.parent;
         }
         Ok(bytes)
     }
+}
+
+fn usage_of(blocks: Blocks, shared_bytes: u64) -> Usage {
+    Usage { own_bytes: blocks.own, shared_bytes, freed_if_deleted: blocks.freed }
+}
+
+fn cannot_read(folder: &Folder, error: io::Error) -> Error {
+    Error::io(format!("cannot read {}", folder.path().display()), error)
 }

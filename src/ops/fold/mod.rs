@@ -6,7 +6,7 @@
 mod estimate;
 
 use super::Progress;
-use super::scan::{Against, difference_in};
+use super::scan::{Against, Early, difference_in};
 use super::version::Delta;
 use crate::error::Result;
 use crate::store::{Name, Store, Union, named, stood_on};
@@ -77,6 +77,7 @@ pub fn plan(store: &Store, clone: &Name, number: u32) -> Result<Removed> {
 /// Fills the new layer.
 pub(super) fn copy(union: &Union, progress: &dyn Progress) -> Result<()> {
     let against = Against { disk: union.fresh(), shared: union.shared(), exact: false };
-    let delta = Delta::new(union.fresh());
-    difference_in(union.old(), against, 0..union.fresh().size(), &delta, progress)
+    let (delta, begin_writing) = (Delta::new(union.fresh()), || union.begin_writing());
+    let sink = Early::new(&delta, &begin_writing);
+    difference_in(union.old(), against, 0..union.fresh().size(), &sink, progress)
 }

@@ -10,7 +10,7 @@ mod start;
 use super::Progress;
 use super::merge::rules::Rules;
 use super::merge::{Conflict, Plan, volatile_in_a_sentence};
-use super::scan::{Against, Count, difference};
+use super::scan::{Against, Count, Early, difference};
 use super::version::Delta;
 use crate::error::{Error, Kind, Result};
 use crate::store::{Access, BaseId, BaseRef, Name, Rebase, Store};
@@ -237,9 +237,9 @@ fn fill(
     match request.strategy {
         Strategy::Keep => {
             let begin_writing = || work.begin_writing();
-            let delta = Delta::written_early(work.fresh(), &begin_writing);
+            let delta = Delta::new(work.fresh());
             let against = Against { disk: work.fresh(), shared: work.shared(), exact: true };
-            difference(work.old(), against, &delta, progress)?;
+            difference(work.old(), against, &Early::new(&delta, &begin_writing), progress)?;
             report.own_bytes = Some(delta.bytes());
         }
         Strategy::Replace => report.own_bytes = Some(0),

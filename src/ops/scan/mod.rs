@@ -1,5 +1,6 @@
 //! One pass over a disk: the sums of all blocks, and on the way a copy of it, or of what differs from another disk.
 
+mod early;
 mod line;
 
 use super::{Progress, check_cancelled};
@@ -13,8 +14,13 @@ use line::Line;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What one thread reads at a time: a multiple of [`BLOCK`].
-pub(super) const CHUNK: u64 = 4 * MIB;
+pub(super) use early::Early;
+
+/// What one thread reads at a time: a multiple of [`BLOCK`], and no more than stays in a processor's own cache from the reading
+/// to the writing.
+pub(super) const CHUNK: u64 = MIB;
+/// So many chunks may be done before their turn: a thread that the host lets wait does not hold up the others.
+const AHEAD: usize = 64;
 /// What need not be read is skipped in steps of at most this, a multiple of [`CHUNK`], so that a stop is noticed.
 const STRIDE: u64 = 64 * GIB;
 
@@ -116,6 +122,8 @@ struct Chunk {
     skipped: u64,
     start: u64,
     len: u64,
+    /// What is not known to be zeros, when sums are wanted.
+    stored: Vec<Range<usize>>,
     /// Where something may have to be put.
     parts: Vec<Part>,
 }
@@ -321,7 +329,8 @@ impl Scan<'_> {
             self.put(&buf.new, &found.runs, chunk.start)?;
             found.sums.iter().try_for_each(&mut each)
         };
-        Line::new(next, finish).run(|chunk, buf| self.work(chunk, buf))
+        let ahead = if self.sink.ordered() { 0 } else { AHEAD };
+        Line::new(ahead, next, finish).run(|chunk, buf| self.work(chunk, buf))
     }
 
     /// The next chunk behind what need not be read.
@@ -340,9 +349,9 @@ impl Scan<'_> {
         if skipped + len == 0 {
             return Ok(None);
         }
-        let parts = self.parts(walks, start, len)?;
+        let (stored, parts) = self.parts(walks, start, len)?;
         *at += len;
-        Ok(Some(Chunk { skipped, start, len, parts }))
+        Ok(Some(Chunk { skipped, start, len, stored, parts }))
     }
 
     /// Bytes from `at` on, up to `end`, of which nothing has to be read.
@@ -357,15 +366,21 @@ impl Scan<'_> {
         Ok(here.min(end) - at)
     }
 
-    /// The parts of a chunk of which something may have to be put.
-    fn parts(&self, walks: &mut Walks<'_>, start: u64, len: u64) -> Result<Vec<Part>> {
+    /// What of a chunk is not known to be zeros, when sums are wanted; and the parts of which something may have to be put.
+    fn parts(&self, walks: &mut Walks<'_>, start: u64, len: u64) -> Result<(Vec<Range<usize>>, Vec<Part>)> {
         let grain = self.sink.grain();
-        let mut found: Vec<Part> = Vec::new();
+        let (mut stored, mut found): (Vec<Range<usize>>, Vec<Part>) = (Vec::new(), Vec::new());
         let mut at = 0;
         while at < len {
             let (run, known) = walks.known(start + at)?;
             let (from, end) = (index(at), index(len.min(at.saturating_add(run))));
             at = length(end);
+            if self.sums && known != (Known::Same { zeros: true }) {
+                match stored.last_mut() {
+                    Some(last) if last.end == from => last.end = end,
+                    _ => stored.push(from..end),
+                }
+            }
             if matches!(known, Known::Same { .. }) {
                 continue;
             }
@@ -379,7 +394,7 @@ impl Scan<'_> {
                 _ => found.push(Part { range, differs }),
             }
         }
-        Ok(found)
+        Ok((stored, found))
     }
 
     /// Reads a chunk, and finds out what of it has to be put.
@@ -397,7 +412,7 @@ impl Scan<'_> {
         Ok(Found { sums, runs: Vec::new() })
     }
 
-    /// Reads the whole chunk when its sums are wanted, else only the parts that may have to be put.
+    /// Reads all that is stored of a chunk when its sums are wanted, else only the parts that may have to be put.
     fn read_new(&self, new: &mut [u8], chunk: &Chunk) -> Result<Vec<BlockSum>> {
         if !self.sums {
             for Part { range, .. } in &chunk.parts {
@@ -405,15 +420,40 @@ impl Scan<'_> {
             }
             return Ok(Vec::new());
         }
-        let unreadable = match read(self.disk, new, chunk.start) {
+        let unreadable = match self.read_stored(new, chunk) {
             Ok(()) => Vec::new(),
             Err(error) => self.read_blocks(new, chunk.start, error)?,
         };
-        let mut sums: Vec<_> = new.chunks(index(BLOCK)).map(sum_of).collect();
+        let mut stored = chunk.stored.iter().peekable();
+        let mut sums: Vec<_> = (0..)
+            .step_by(index(BLOCK))
+            .zip(new.chunks(index(BLOCK)))
+            .map(|(at, block)| {
+                while stored.next_if(|range| range.end <= at).is_some() {}
+                let none = stored.peek().is_none_or(|range| range.start >= at + block.len());
+                if none { sum_of_zeros(block.len()) } else { sum_of(block) }
+            })
+            .collect();
         for number in unreadable {
             sums.get_mut(number).into_iter().for_each(|sum| sum.readable = false);
         }
         Ok(sums)
+    }
+
+    /// Reads what is stored of a chunk. Zeros are put beside it, up to the borders of its blocks: the rest of `new` is not looked at.
+    fn read_stored(&self, new: &mut [u8], chunk: &Chunk) -> Result<()> {
+        let (block, mut done) = (index(BLOCK), 0);
+        for Range { start, end } in chunk.stored.iter().cloned() {
+            let gap = done..start;
+            let (head, tail) = (gap.end.min(gap.start.next_multiple_of(block)), gap.end / block * block);
+            new[gap.start..head].fill(0);
+            new[tail.max(head)..gap.end].fill(0);
+            read(self.disk, &mut new[start..end], chunk.start + length(start))?;
+            done = end;
+        }
+        let last = done.next_multiple_of(block).min(new.len());
+        new[done..last].fill(0);
+        Ok(())
     }
 
     /// What of a chunk has to be put: neighbours of the same kind (zeros, or not) in one run.
@@ -467,6 +507,11 @@ impl Scan<'_> {
 
 fn sum_of(block: &[u8]) -> BlockSum {
     if length(block.len()) == BLOCK && is_zero(block) { BlockSum::zeros() } else { BlockSum::of(block) }
+}
+
+/// The sums of a block that is a hole; the last one of a disk may be short.
+fn sum_of_zeros(len: usize) -> BlockSum {
+    if length(len) == BLOCK { BlockSum::zeros() } else { BlockSum::of(&vec![0; len]) }
 }
 
 #[cfg(test)]
@@ -598,5 +643,101 @@ mod tests {
         }
         let run = std::panic::AssertUnwindSafe(|| copy(&disk, disk.size(), &Panics, &Silent));
         assert!(std::panic::catch_unwind(run).is_err());
+    }
+
+    /// Runs a scan on three threads, whatever the machine has.
+    fn on_three<R: Send>(run: impl FnOnce() -> R + Send) -> R {
+        rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap().install(run)
+    }
+
+    #[test]
+    fn holes_are_not_read_and_count_as_the_zeros_that_they_are() {
+        let size = 3 * CHUNK + 5 * BLOCK + 1024;
+        let (memory, mut bytes) = (Arc::new(Memory::from_bytes(&[])), vec![0; index(size)]);
+        memory.set_len(size).unwrap();
+        // Runs that begin and end anywhere, at the borders of blocks and chunks too; some of them zeros that are stored.
+        let runs = [(0, 5000, 7), (BLOCK - 100, 300, 9), (3 * BLOCK, BLOCK, 0), (CHUNK - 4096, 8192, 1)];
+        let last = [(2 * CHUNK, CHUNK, 5), (size - 700, 700, 3)];
+        for (at, len, with) in runs.into_iter().chain(last) {
+            memory.write_at(&vec![with; index(len)], HostOffset(at)).unwrap();
+            bytes[index(at)..index(at + len)].fill(with);
+        }
+        let disk = Disk::new(vec![Layer::Raw(RawLayer::new(memory.clone(), false).unwrap())]).unwrap();
+        let mut expected = ContentSums::new(size);
+        bytes.chunks(index(BLOCK)).for_each(|block| expected.push(&BlockSum::of(block)));
+        let expected = expected.finish();
+        let copy = Memory::from_bytes(&[]);
+        copy.set_len(size).unwrap();
+        let mut blocks = 0;
+        let sums = on_three(|| {
+            scan(&disk, size, &Flat(&copy), &Silent, &mut |_| {
+                blocks += 1;
+                Ok(())
+            })
+        });
+        assert_eq!(sums.unwrap().digest, expected.digest);
+        assert_eq!(blocks, size.div_ceil(BLOCK));
+        let mut copied = vec![1; index(size)];
+        copy.read_at(&mut copied, HostOffset(0)).unwrap();
+        assert!(copied == bytes);
+        // All over: what a chunk holds beside its runs is not what another one left in the buffer.
+        for (step, end) in [(7, size - 4096), (17, size - 2 * BLOCK)] {
+            let step = step * 4096;
+            let (memory, mut expected) = (Arc::new(Memory::from_bytes(&[])), ContentSums::new(size));
+            memory.set_len(size).unwrap();
+            for at in (0..end).step_by(step) {
+                memory.write_at(&[9; 4096], HostOffset(at)).unwrap();
+            }
+            let mut all = vec![0; index(size)];
+            memory.read_at(&mut all, HostOffset(0)).unwrap();
+            all.chunks(index(BLOCK)).for_each(|block| expected.push(&BlockSum::of(block)));
+            let disk = Disk::new(vec![Layer::Raw(RawLayer::new(memory, false).unwrap())]).unwrap();
+            let sums = scan(&disk, size, &Nowhere, &Silent, &mut |_| Ok(())).unwrap();
+            assert_eq!(sums.digest, expected.finish().digest, "every {step}");
+        }
+    }
+
+    #[test]
+    fn a_slow_chunk_holds_nobody_up_and_what_was_found_is_told_in_order() {
+        const CHUNKS: u64 = 9;
+        let file = Arc::new(Memory::from_bytes(&vec![7; index(CHUNKS * CHUNK)]));
+        file.write_at(&[1; 8], HostOffset(CHUNK)).unwrap();
+        let disk = Disk::new(vec![Layer::Raw(RawLayer::new(file, false).unwrap())]).unwrap();
+        /// The first chunk is put when all others are; it fails when it shall.
+        struct Slow(parking_lot::Mutex<u64>, parking_lot::Condvar, bool);
+        impl Sink for Slow {
+            fn put(&self, _: &[u8], at: u64) -> Result<()> {
+                let mut others = self.0.lock();
+                if at > 0 {
+                    *others += 1;
+                    self.1.notify_all();
+                    return if self.2 { Err(Error::invalid(format!("at {at}"))) } else { Ok(()) };
+                }
+                let all = if self.2 { 1 } else { CHUNKS - 1 };
+                while *others < all {
+                    let late = self.1.wait_for(&mut others, std::time::Duration::from_secs(60)).timed_out();
+                    assert!(!late, "{others} of {all} chunks are put: they wait for the first one");
+                }
+                if self.2 { Err(Error::invalid("at 0")) } else { Ok(()) }
+            }
+        }
+        let run = |fail| {
+            let slow = Slow(parking_lot::Mutex::new(0), parking_lot::Condvar::new(), fail);
+            let mut told = Vec::new();
+            let sums = on_three(|| {
+                scan(&disk, disk.size(), &slow, &Silent, &mut |sum| {
+                    told.push(sum.crc());
+                    Ok(())
+                })
+            });
+            (sums, told)
+        };
+        let (sums, told) = run(false);
+        let expected = scan(&disk, disk.size(), &Nowhere, &Silent, &mut |_| Ok(())).unwrap();
+        assert_eq!(sums.unwrap().digest, expected.digest);
+        let other = told.iter().position(|crc| *crc != told[0]);
+        assert_eq!((told.len(), other), (index(CHUNKS * CHUNK / BLOCK), Some(index(CHUNK / BLOCK))));
+        // The failure that is told is the first one on the disk, not the first one in time.
+        assert_eq!(run(true).0.unwrap_err().to_string(), "at 0");
     }
 }

@@ -70,7 +70,7 @@ pub fn shrink_base(store: &Store, base: &BaseRef, progress: &dyn Progress) -> Re
         disk.write_zeroes(GuestOffset(range.start), range.end - range.start).map_err(at)?;
     }
     let new = store.next_version(&base)?;
-    let stored = store_disk(disk, &new, progress).map_err(at)?;
+    let stored = store_disk(disk, layer.disk.files(), &new, progress).map_err(at)?;
     let new = new.commit(stored, &format!("{exact} without what its filesystems have free"))?;
     let target = Target::Base(BaseRef::exact(new.name.clone(), new.version));
     report.costs_bytes = Some(store.usage(&target)?.own_bytes);
