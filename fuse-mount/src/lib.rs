@@ -24,8 +24,11 @@ mod inodes;
 mod mount;
 mod mount_table;
 mod process;
+mod requests;
 mod transfer;
+mod transport;
 mod unmount;
+mod uring;
 mod view;
 
 use std::io;
@@ -34,6 +37,7 @@ use std::time::SystemTime;
 
 pub use error::{Error, Result};
 pub use mount::{Mount, Options, Stopper, mount};
+pub use transport::Transport;
 pub use unmount::unmount;
 
 /// What the view shows: a fixed set of folders at the root, each a flat list of disks.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use common::memory::Op;
-use common::{Server, TestView, code, eventually};
+use common::{Server, TestView, code, eventually, options};
 use fuse_mount::Options;
 
 /// Lets an operation through only when `wanted` of them are under way together.
@@ -26,9 +26,16 @@ fn meeting(wanted: usize) -> impl Fn() -> io::Result<()> + Send + Sync {
     }
 }
 
+/// How many threads let `wanted` requests run together, whatever processor they come from: each may have threads of its own.
+fn together(wanted: usize) -> usize {
+    let list = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap();
+    let last: usize = list.trim().rsplit(['-', ',']).next().unwrap().parse().unwrap();
+    wanted * (last + 1)
+}
+
 #[test]
 fn direct_reads_and_writes_of_one_open_file_run_together() {
-    let view = TestView::with(Options { threads: 4, ..Options::default() });
+    let view = TestView::with(Options { threads: together(4), ..options() });
     let disk = view.memory.add("clones/a.raw", 1 << 20);
     let file = view.direct("clones/a.raw");
     let meet = meeting(4);
@@ -44,7 +51,7 @@ fn direct_reads_and_writes_of_one_open_file_run_together() {
 
 #[test]
 fn files_are_written_together_also_when_buffered() {
-    let view = TestView::with(Options { threads: 4, ..Options::default() });
+    let view = TestView::with(Options { threads: together(2), ..options() });
     let meet = Arc::new(meeting(2));
     let names = ["clones/a.raw", "clones/b.raw"];
     for name in names {
@@ -109,7 +116,7 @@ fn a_second_writer_is_refused_while_the_first_one_lives() {
 
 #[test]
 fn errors_reach_the_caller_and_the_next_request_succeeds() {
-    let view = TestView::with(Options { threads: 1, ..Options::default() });
+    let view = TestView::with(Options { threads: 1, ..options() });
     let disk = view.memory.add("clones/a.raw", 1 << 20);
     let file = view.direct("clones/a.raw");
     for error in [libc::EIO, libc::ENOSPC, libc::EDQUOT] {
@@ -148,7 +155,7 @@ fn close_reports_that_making_durable_failed() {
 
 #[test]
 fn a_panic_fails_one_request_and_the_mount_lives_on() {
-    let view = TestView::with(Options { threads: 1, ..Options::default() });
+    let view = TestView::with(Options { threads: 1, ..options() });
     let disk = view.memory.add("clones/a.raw", 1 << 20);
     let file = view.direct("clones/a.raw");
     disk.probe(|op| panic!("on purpose: {op:?}"));
@@ -170,7 +177,7 @@ fn what_may_not_be_written_cannot_be_opened_for_writing() {
     let path = view.path("bases/b@1.raw");
     assert_eq!(code(OpenOptions::new().write(true).open(&path)), libc::EROFS);
     assert!(view.memory.openers.lock().unwrap().is_empty());
-    let view = TestView::with(Options { read_only: true, ..Options::default() });
+    let view = TestView::with(Options { read_only: true, ..options() });
     view.memory.add("clones/a.raw", 4096);
     assert_eq!(code(OpenOptions::new().write(true).open(view.path("clones/a.raw"))), libc::EROFS);
     assert_eq!(fs::read(view.path("clones/a.raw")).unwrap().len(), 4096);
