@@ -16,6 +16,7 @@
 mod attach;
 mod attr;
 mod buffer;
+mod connect;
 mod errno;
 mod error;
 mod filesystem;

@@ -2,24 +2,21 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fuser::{Config, Session, SessionACL};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::Source;
-use crate::attach::{attach, can_open_device, detach};
+use crate::attach::detach;
+use crate::connect::{Connection, connect, queues};
 use crate::errno::guarded;
 use crate::error::{Error, Result};
-use crate::filesystem::Front;
 use crate::mount_table::{self, check_option};
 use crate::transport::Transport;
-use crate::uring::{self, Rings};
 use crate::view::{View, is_file_name, look_of_mounter};
 
 /// How long [`mount`] waits for an unmounted server to be done with the same directory.
@@ -102,17 +99,14 @@ pub fn mount(source: impl Source, dir: &Path, options: Options) -> Result<Mount>
     if let Some(bad) = folders.iter().find(|name| !is_file_name(name)) {
         return Err(Error::Option { option: "folders", reason: format!("{bad:?} is no file name") });
     }
-    let queues = match options.transport {
-        Transport::Dev => None,
-        Transport::Auto => uring::queues().ok(),
-        Transport::Uring => Some(uring::queues().map_err(|reason| Error::NoUring { reason })?),
-    };
+    let queues = queues(options.transport)?;
     let (dir, lock) = claim(dir, options.nonempty)?;
     let view = Arc::new(View::new(source, folders, look_of_mounter(options.read_only)));
-    let connection = match queues.map(|queues| connect(&dir, &view, &options, Some(queues))) {
-        Some(Err(_)) if options.transport == Transport::Auto => connect(&dir, &view, &options, None)?,
-        Some(result) => result?,
-        None => connect(&dir, &view, &options, None)?,
+    let connection = match connect(&dir, &view, &options, queues) {
+        Err(_) if queues.is_some() && options.transport == Transport::Auto => {
+            connect(&dir, &view, &options, None)?
+        }
+        result => result?,
     };
     Ok(Mount { stopper: Stopper { shared: start(&dir, connection, lock, view)? } })
 }
@@ -162,61 +156,6 @@ pub(crate) fn lock_within(mut folder: File, timeout: Duration, dir: &Path) -> Re
         }
         thread::sleep(POLL_INTERVAL);
     }
-}
-
-/// A mount that the kernel has been greeted for.
-struct Connection<S: Source> {
-    session: Session<Front<S>>,
-    rings: Option<Rings>,
-    /// Number of the mount in the kernel's table.
-    id: u64,
-}
-
-/// Mounts, greets the kernel, and opens rings for as many queues. After an error nothing is mounted.
-fn connect<S: Source>(
-    dir: &Path,
-    view: &Arc<View<S>>,
-    options: &Options,
-    queues: Option<u16>,
-) -> Result<Connection<S>> {
-    let device = attach(dir, options)?;
-    let connected = greet(dir, device, view, options, queues);
-    if connected.is_err() {
-        // Nobody serves it, and the error at hand says more than one about this.
-        let _ = detach(dir, true);
-    }
-    connected
-}
-
-fn greet<S: Source>(
-    dir: &Path,
-    device: OwnedFd,
-    view: &Arc<View<S>>,
-    options: &Options,
-    queues: Option<u16>,
-) -> Result<Connection<S>> {
-    let failed = |source| Error::Session { dir: dir.to_owned(), source };
-    let rings = queues.map(|queues| Rings::new(view, &device, queues, options.threads));
-    let no_rings = |source| Error::NoUring {
-        reason: format!(
-            "{} cannot be served over io_uring: {source}; mount with --transport dev",
-            dir.display()
-        ),
-    };
-    let rings = rings.transpose().map_err(no_rings)?;
-    let mut config = Config::default();
-    // Beside rings there is little to do.
-    let threads = if rings.is_some() { 1 } else { options.threads };
-    config.n_threads = Some(threads);
-    config.clone_fd = threads > 1 && can_open_device();
-    let front = Front { view: view.clone(), rings: rings.is_some() };
-    // Who may come in is the kernel's decision. It also sends requests of programs that changed their user since
-    // opening, and those must be served: a refused flush would lose data.
-    let session = Session::from_fd(front, device, SessionACL::All, config).map_err(failed)?;
-    rings.as_ref().map_or(Ok(()), Rings::open).map_err(no_rings)?;
-    let entry = mount_table::top_at(dir)?.filter(mount_table::Entry::is_ours);
-    let entry = entry.ok_or_else(|| failed(io::Error::other("it vanished right after mounting")))?;
-    Ok(Connection { session, rings, id: entry.id })
 }
 
 /// Starts the thread that serves to the end.

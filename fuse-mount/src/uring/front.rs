@@ -1,14 +1,13 @@
 //! The view over rings: each request as it lies in an entry's buffers, turned into a call of [`View`] and its answer.
 
-use std::time::{Duration, SystemTime};
-
-use fuser::{Errno, FileAttr, FileType};
+use fuser::Errno;
 
 use super::abi::{IN_HEADER, header, op, setattr};
+use super::answers;
 use super::fields::{Answer, Fields};
 use crate::Source;
-use crate::requests::{BLOCK_SIZE, Change, NAMES_ARE_FIXED, NO_ATTRIBUTES, NO_COMMANDS, UNKNOWN};
-use crate::view::{NAME_MAX, Shown, View};
+use crate::requests::{Change, NAMES_ARE_FIXED, NO_ATTRIBUTES, NO_COMMANDS, UNKNOWN};
+use crate::view::View;
 
 /// A request, and its payload, in which the answer goes back.
 pub(super) struct Request<'a> {
@@ -52,19 +51,19 @@ pub(super) fn answer<S: Source>(view: &View<S>, request: Request<'_>) -> Result<
         op::WRITE => write(view, request),
         op::LOOKUP => {
             let shown = view.lookup(node, request.name()?)?;
-            entry(request.payload, &shown)
+            answers::entry(request.payload, &shown)
         }
-        op::GETATTR => attributes(request.payload, &view.getattr(node)?),
+        op::GETATTR => answers::attributes(request.payload, &view.getattr(node)?),
         op::SETATTR => {
             let (valid, size) = (request.arguments()?.u32(0)?, request.arguments()?.u64(16)?);
             let size = (valid & setattr::SIZE != 0).then_some(size);
             let shown = view.setattr(node, &Change { access: valid & setattr::ACCESS != 0, size })?;
-            attributes(request.payload, &shown)
+            answers::attributes(request.payload, &shown)
         }
         op::OPEN => {
             let (tid, uid) = (request.header().u32(header::TID)?, request.header().u32(header::UID)?);
             let (handle, flags) = view.open(node, request.arguments()?.i32(0)?, tid, uid)?;
-            opened(request.payload, handle, flags.bits())
+            answers::opened(request.payload, handle, flags.bits())
         }
         op::FLUSH => done(view.close(request.arguments()?.u64(0)?)),
         op::FSYNC => done(view.sync(request.arguments()?.u64(0)?)),
@@ -81,14 +80,14 @@ pub(super) fn answer<S: Source>(view: &View<S>, request: Request<'_>) -> Result<
             let found = view.seek(given.u64(0)?, given.i64(8)?, given.i32(16)?)?;
             Answer::whole(request.payload, &[&found.to_ne_bytes()])
         }
-        op::OPENDIR => opened(request.payload, view.handles.fresh(), 0),
+        op::OPENDIR => answers::opened(request.payload, view.handles.fresh(), 0),
         op::READDIR => list(view, node, request),
         op::RELEASEDIR => {
             view.handles.release_folder(request.arguments()?.u64(0)?);
             Ok(0)
         }
         op::FSYNCDIR => Ok(0),
-        op::STATFS => statistics(request.payload),
+        op::STATFS => answers::statistics(request.payload),
         op::CREATE
         | op::MKNOD
         | op::MKDIR
@@ -119,90 +118,15 @@ fn write<S: Source>(view: &View<S>, request: Request<'_>) -> Result<usize, Errno
     Answer::whole(request.payload, &[&written.to_ne_bytes(), &[0; 4]])
 }
 
-/// `struct fuse_dirent`, one after the other, each up to a multiple of 8 bytes.
 fn list<S: Source>(view: &View<S>, node: u64, request: Request<'_>) -> Result<usize, Errno> {
     let given = request.arguments()?;
     let (handle, from, size) = (given.u64(0)?, given.u64(8)?, given.u32(16)?);
     let size = usize::try_from(size).map_err(|_| Errno::EIO)?;
     let mut answer = Answer::new(request.payload.get_mut(..size).ok_or(Errno::EIO)?);
     view.list(node, handle, from, |number, next, kind, name| {
-        let padding = &[0; 8][..name.len().next_multiple_of(8) - name.len()];
-        let kind = u32::from(if kind == FileType::Directory { libc::DT_DIR } else { libc::DT_REG });
-        let len = u32::try_from(name.len()).unwrap_or(u32::MAX);
-        if answer.left() < 24 + name.len() + padding.len() {
-            return true;
-        }
-        let words: [&[u8]; 6] = [
-            &number.to_ne_bytes(),
-            &next.to_ne_bytes(),
-            &len.to_ne_bytes(),
-            &kind.to_ne_bytes(),
-            name.as_bytes(),
-            padding,
-        ];
-        !words.iter().all(|word| answer.put(word))
+        !answers::listed(&mut answer, number, next, kind, name)
     })?;
     Ok(answer.len())
-}
-
-/// `struct fuse_entry_out`. Numbers are never used again, so the generation is always 0.
-fn entry(room: &mut [u8], (attr, ttl): &Shown) -> Result<usize, Errno> {
-    let (seconds, nanoseconds) = (ttl.as_secs().to_ne_bytes(), ttl.subsec_nanos().to_ne_bytes());
-    let generation = [0; 8];
-    let number = attr.ino.0.to_ne_bytes();
-    let words: [&[u8]; 7] =
-        [&number, &generation, &seconds, &seconds, &nanoseconds, &nanoseconds, &attribute_words(attr)];
-    Answer::whole(room, &words)
-}
-
-/// `struct fuse_attr_out`.
-fn attributes(room: &mut [u8], (attr, ttl): &Shown) -> Result<usize, Errno> {
-    let (seconds, nanoseconds) = (ttl.as_secs().to_ne_bytes(), ttl.subsec_nanos().to_ne_bytes());
-    Answer::whole(room, &[&seconds, &nanoseconds, &[0; 4], &attribute_words(attr)])
-}
-
-/// `struct fuse_attr`.
-fn attribute_words(attr: &FileAttr) -> [u8; 88] {
-    let times = [attr.atime, attr.mtime, attr.ctime].map(since_epoch);
-    let kind = if attr.kind == FileType::Directory { libc::S_IFDIR } else { libc::S_IFREG };
-    let mode = kind | u32::from(attr.perm);
-    let long = [attr.ino.0, attr.size, attr.blocks, times[0].0, times[1].0, times[2].0];
-    let nanoseconds = times.map(|time| time.1);
-    let short = [mode, attr.nlink, attr.uid, attr.gid, attr.rdev, attr.blksize, 0];
-    let mut bytes = [0; 88];
-    let (front, back) = bytes.split_at_mut(48);
-    for (place, word) in front.chunks_exact_mut(8).zip(long) {
-        place.copy_from_slice(&word.to_ne_bytes());
-    }
-    for (place, word) in back.chunks_exact_mut(4).zip(nanoseconds.into_iter().chain(short)) {
-        place.copy_from_slice(&word.to_ne_bytes());
-    }
-    bytes
-}
-
-/// Seconds, as the kernel keeps them (negative ones in two's complement), and nanoseconds from there on.
-fn since_epoch(time: SystemTime) -> (u64, u32) {
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => (after.as_secs(), after.subsec_nanos()),
-        Err(error) => {
-            let before = error.duration();
-            let whole = before.as_secs() + u64::from(before.subsec_nanos() > 0);
-            let rest = Duration::from_secs(whole) - before;
-            (whole.wrapping_neg(), rest.subsec_nanos())
-        }
-    }
-}
-
-/// `struct fuse_open_out`.
-fn opened(room: &mut [u8], handle: u64, flags: u32) -> Result<usize, Errno> {
-    Answer::whole(room, &[&handle.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 4]])
-}
-
-/// `struct fuse_statfs_out`.
-fn statistics(room: &mut [u8]) -> Result<usize, Errno> {
-    let name_max = u32::try_from(NAME_MAX).unwrap_or(u32::MAX).to_ne_bytes();
-    let block = BLOCK_SIZE.to_ne_bytes();
-    Answer::whole(room, &[&[0; 40], &block, &name_max, &block, &[0; 28]])
 }
 
 #[cfg(test)]
@@ -324,18 +248,5 @@ mod tests {
                 assert!(len <= payload.len());
             }
         }
-    }
-
-    #[test]
-    fn times_are_the_kernels_also_before_its_first() {
-        let at = |seconds: i64, nanoseconds: u32| {
-            let whole = Duration::from_secs(seconds.unsigned_abs());
-            let base = SystemTime::UNIX_EPOCH;
-            let base = if seconds < 0 { base - whole } else { base + whole };
-            since_epoch(base + Duration::from_nanos(nanoseconds.into()))
-        };
-        assert_eq!(at(5, 7), (5, 7));
-        assert_eq!(at(-5, 7), (5u64.wrapping_neg(), 7));
-        assert_eq!(at(-5, 0), (5u64.wrapping_neg(), 0));
     }
 }

@@ -8,6 +8,7 @@
 //! before the greeting, and what fails after it ends the mount.
 
 mod abi;
+mod answers;
 mod fields;
 mod front;
 mod offer;
