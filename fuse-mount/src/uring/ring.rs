@@ -135,11 +135,11 @@ impl Entry {
         }
         // SAFETY: both are the kernel's `struct io_uring_sqe` of 128 bytes, which are numbers only and have no gaps.
         let sqe = unsafe { std::mem::transmute::<Command, squeue::Entry128>(sqe) };
+        // What the kernel has taken makes room.
+        to.sync();
         // SAFETY: descriptor 0 is in the ring's own table. What the address leads to, and the buffers named there, are the
         // entry's, which never moves them and goes after the ring. The kernel touches them only while the ring's thread is in
         // a call of the ring, and no reference into them lives through one.
-        // Before and after: what the kernel has taken makes room, and what is there it is to see.
-        to.sync();
         let pushed = unsafe { to.push(&sqe) };
         to.sync();
         // There is room for one command, and never more than one is on its way.
