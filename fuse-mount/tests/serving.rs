@@ -6,12 +6,15 @@ mod common;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use common::memory::Op;
 use common::{Server, TestView, code, eventually, options};
 use fuse_mount::Options;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 /// Lets an operation through only when `wanted` of them are under way together.
 fn meeting(wanted: usize) -> impl Fn() -> io::Result<()> + Send + Sync {
@@ -64,6 +67,51 @@ fn files_are_written_together_also_when_buffered() {
             let view = &view;
             scope.spawn(move || view.writable(name).write_all_at(&[1; 4096], 0).unwrap());
         }
+    });
+}
+
+/// Keeps this thread on the first processor it may be on.
+fn stay_on_one_processor() {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this).unwrap();
+    let first = (0..CpuSet::count()).find(|&number| allowed.is_set(number).unwrap()).unwrap();
+    let mut only = CpuSet::new();
+    only.set(first).unwrap();
+    sched_setaffinity(this, &only).unwrap();
+}
+
+#[test]
+fn a_request_that_takes_long_holds_up_nobody_on_the_same_processor() {
+    let view = TestView::new();
+    let disk = view.memory.add("clones/a.raw", 1 << 20);
+    view.memory.add("clones/b.raw", 1 << 20);
+    let (begun, has_begun) = channel();
+    let (others_done, may_end) = channel::<()>();
+    let may_end = Mutex::new(may_end);
+    disk.probe(move |op| match op {
+        Op::Flush => {
+            begun.send(()).unwrap();
+            let end = may_end.lock().unwrap().recv_timeout(Duration::from_secs(20));
+            end.map_err(|_| io::ErrorKind::TimedOut.into())
+        }
+        _ => Ok(()),
+    });
+    let (slow, quick) = (view.writable("clones/a.raw"), view.direct("clones/b.raw"));
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| {
+            stay_on_one_processor();
+            slow.sync_all()
+        });
+        scope.spawn(|| {
+            stay_on_one_processor();
+            has_begun.recv().unwrap();
+            for at in 0..200 {
+                quick.read_exact_at(&mut [0; 4096], at * 4096 % (1 << 20)).unwrap();
+            }
+            fs::metadata(view.path("clones")).unwrap();
+            others_done.send(()).unwrap();
+        });
+        slow.join().unwrap().unwrap();
     });
 }
 
