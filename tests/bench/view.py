@@ -142,7 +142,7 @@ def prepare(folder, contender, clone, cold):
             file.write("1")
     else:
         files = [os.path.join(folder, "limit.raw")]
-        if contender in ("cowshed", "qemu"):
+        if contender == "qemu" or contender.startswith("cowshed"):
             info = subprocess.run(["qemu-img", "info", "-U", "--backing-chain", "--output=json", cowshed("path", clone)],
                                   check=True, capture_output=True, text=True).stdout
             files = [image["filename"] for image in json.loads(info)]
