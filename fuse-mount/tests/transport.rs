@@ -396,4 +396,9 @@ fn memory_that_large_requests_took_is_given_back() {
     });
     thread::sleep(Duration::from_millis(50));
     eventually("giving back", || resident() < before + 2048);
+    let block = common::pattern(1 << 20, 5);
+    file.write_all_at(&block, 3 << 20).unwrap();
+    drop(file);
+    let all = fs::read(dir.path().join("clones/disk.raw")).unwrap();
+    assert!(all[3 << 20..4 << 20] == block, "what comes after it arrives whole");
 }

@@ -79,14 +79,23 @@ impl Ring {
                 true => submitter.submit_with_args(1, &limit),
                 false => submitter.submit_and_wait(1),
             };
-            match waited.map_err(|error| (error.raw_os_error(), error)) {
-                Ok(_) | Err((Some(libc::EINTR), _)) => {}
-                Err((Some(libc::ETIME), _)) => self.entry.shrink(),
-                Err((Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM), _)) => thread::sleep(TICK),
+            let timed_out = match waited.map_err(|error| (error.raw_os_error(), error)) {
+                Ok(_) | Err((Some(libc::EINTR), _)) => false,
+                Err((Some(libc::ETIME), _)) => true,
+                Err((Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM), _)) => {
+                    thread::sleep(TICK);
+                    false
+                }
                 Err((_, error)) => return Err(error),
-            }
+            };
             said.sync();
-            let Some(code) = said.next().map(|one| -one.result()) else { continue };
+            let Some(code) = said.next().map(|one| -one.result()) else {
+                // Never with a request in there: its data may lie in what would go.
+                if timed_out {
+                    self.entry.shrink();
+                }
+                continue;
+            };
             let command = match (code, self.entry.command) {
                 (..=0, _) => {
                     let result = answer(self.entry.request());
