@@ -136,3 +136,31 @@ fn a_check_of_all_passes_over_a_clone_in_use() {
     drop(file);
     view.unmount();
 }
+
+#[test]
+fn a_transport_that_the_kernel_lacks_is_refused_with_what_to_do() {
+    let shed = Shed::with_base();
+    shed.ok(&["clone", "deb", "web"]);
+    let dir = shed.path("view");
+    fs::create_dir(&dir).unwrap();
+    let mount = ["mount", dir.to_str().unwrap(), "--transport"];
+    let switch = fs::read_to_string("/sys/module/fuse/parameters/enable_uring");
+    if switch.is_ok_and(|value| value.trim() == "Y") {
+        shed.ok(&[&mount[..], &["uring"]].concat());
+        assert!(dir.join("clones/web.raw").exists());
+        shed.ok(&["umount", dir.to_str().unwrap()]);
+    } else {
+        for foreground in [&[][..], &["--foreground"]] {
+            let said = shed.fails(1, &[&mount[..], &["uring"], foreground].concat());
+            assert!(said.contains("io_uring") && said.contains("--transport dev"), "{said}");
+            assert!(!is_mounted(&dir));
+        }
+    }
+    for transport in ["dev", "auto"] {
+        shed.ok(&[&mount[..], &[transport]].concat());
+        assert!(dir.join("clones/web.raw").exists());
+        shed.ok(&["umount", dir.to_str().unwrap()]);
+    }
+    let said = shed.fails(2, &[&mount[..], &["pigeon"]].concat());
+    assert!(said.contains("pigeon"), "{said}");
+}

@@ -68,7 +68,7 @@ fn load(
     });
     model.keep(&done);
     let (mut errors, well) = Model::answers(&done);
-    errors.retain(|error| !(kill && matches!(*error, libc::ENOTCONN | libc::ECONNABORTED)));
+    errors.retain(|error| !(kill && matches!(*error, libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED)));
     (errors, well)
 }
 

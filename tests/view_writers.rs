@@ -144,7 +144,8 @@ fn a_killed_server_loses_nothing_that_was_flushed() {
         }
         must("kill", &["-9", &server.id().to_string()]);
         server.wait().unwrap();
-        assert_eq!(file.sync_all().unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+        let gone = file.sync_all().unwrap_err().raw_os_error().unwrap();
+        assert!(matches!(gone, libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED), "{gone}");
         drop(file);
         shed.ok(&["umount", dir.to_str().unwrap()]);
         // Leaks at most, and those are given back.

@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Blocked before any thread starts, so that only the one below takes it.
     let signals = SigSet::from_iter([Signal::SIGTERM]);
     signals.thread_block()?;
-    let mount = fuse_mount::mount(source, &dir, fuse_mount::Options::default())?;
+    let mount = fuse_mount::mount(source, &dir, memory::options())?;
     println!("mounted at {}", mount.dir().display());
     std::io::stdout().flush()?;
     let stopper = mount.stopper();

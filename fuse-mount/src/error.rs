@@ -54,6 +54,12 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The kernel does not serve FUSE over `io_uring`, which was asked for.
+    #[error("{reason}")]
+    NoUring {
+        /// Why not, and what to do.
+        reason: String,
+    },
     /// The kernel refused the mount.
     #[error("cannot mount at {}: {source}", dir.display())]
     Attach {

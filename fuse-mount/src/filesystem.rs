@@ -1,4 +1,4 @@
-//! The FUSE protocol: each request of the kernel, turned into a call of [`View`] and its answer.
+//! The view over `/dev/fuse`: each request as `fuser` hands it over, turned into a call of [`View`] and its answer.
 
 use std::ffi::OsStr;
 use std::io;
@@ -7,62 +7,25 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 
 use crate::Source;
 use crate::buffer::with_buffer;
-use crate::errno::guarded;
-use crate::handles::OpenFile;
-use crate::transfer;
+use crate::requests::{BLOCK_SIZE, Change, MAX_TRANSFER, NAMES_ARE_FIXED, NO_ATTRIBUTES, NO_COMMANDS};
 use crate::view::{NAME_MAX, View};
 
-/// Most bytes in one request.
-const MAX_TRANSFER: u32 = 1 << 20;
 /// Most requests that the kernel keeps under way for readahead, asynchronous and large direct I/O.
 const MAX_BACKGROUND: u16 = 64;
-/// Size of a file-system block in `statfs`, in bytes.
-const BLOCK_SIZE: u32 = 4096;
 
 /// The side of a [`View`] that the kernel sees.
-pub(crate) struct Front<S>(pub(crate) Arc<View<S>>);
-
-impl<S: Source> Front<S> {
-    fn file(&self, handle: FileHandle) -> Result<Arc<OpenFile>, Errno> {
-        self.0.handles.get(handle.0).ok_or(Errno::EBADF)
-    }
-
-    /// Makes durable what was written through any open file of this inode: `sync FILE` opens it for reading only.
-    fn sync(&self, handle: FileHandle) -> Result<(), Errno> {
-        let file = self.file(handle)?;
-        let others = if file.write { Vec::new() } else { self.0.handles.writers_of(file.ino) };
-        guarded(|| {
-            others.iter().try_for_each(|other| other.device.flush())?;
-            file.device.flush()
-        })
-    }
-
-    fn close(&self, handle: FileHandle) -> Result<(), Errno> {
-        let file = self.file(handle)?;
-        if !file.write {
-            return Ok(());
-        }
-        let closed = guarded(|| file.device.close());
-        file.set_closing();
-        closed
-    }
-
-    fn resize(&self, ino: INodeNo, size: u64) -> Result<(), Errno> {
-        let (attr, _) = self.0.getattr(ino.0)?;
-        if attr.kind == FileType::RegularFile && attr.size == size {
-            return Ok(());
-        }
-        let writer = self.0.handles.writers_of(ino.0).into_iter().next().ok_or(Errno::EPERM)?;
-        guarded(|| writer.device.set_len(size))
-    }
+pub(crate) struct Front<S> {
+    pub(crate) view: Arc<View<S>>,
+    /// Greets the kernel for rings, which then get nearly everything; a kernel without them is an error.
+    pub(crate) rings: bool,
 }
 
 fn answer(result: Result<(), Errno>, reply: ReplyEmpty) {
@@ -93,22 +56,25 @@ impl<S: Source> Filesystem for Front<S> {
             // An older kernel lacks some; each is an optimisation or has a second line of defence.
             let _ = config.add_capabilities(wanted);
         }
+        if self.rings && config.add_capabilities(InitFlags::FUSE_OVER_IO_URING).is_err() {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.0.lookup(parent.0, name.to_str()) {
+        match self.view.lookup(parent.0, name.to_str()) {
             Ok((attr, ttl)) => reply.entry(&ttl, &attr, Generation(0)),
             Err(error) => reply.error(error),
         }
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        self.0.forget(ino.0, count);
+        self.view.forget(ino.0, count);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        answer_attr(self.0.getattr(ino.0), reply);
+        answer_attr(self.view.getattr(ino.0), reply);
     }
 
     fn setattr(
@@ -129,16 +95,12 @@ impl<S: Source> Filesystem for Front<S> {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        // Times are the disk's own: setting them is accepted, since tools do it in passing, and changes nothing.
-        if mode.is_some() || uid.is_some() || gid.is_some() {
-            return reply.error(Errno::EPERM);
-        }
-        let resized = size.map_or(Ok(()), |size| self.resize(ino, size));
-        answer_attr(resized.and_then(|()| self.0.getattr(ino.0)), reply);
+        let change = Change { access: mode.is_some() || uid.is_some() || gid.is_some(), size };
+        answer_attr(self.view.setattr(ino.0, &change), reply);
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.0.open(ino.0, flags.0, request.pid(), request.uid()) {
+        match self.view.open(ino.0, flags.0, request.pid(), request.uid()) {
             Ok((handle, flags)) => reply.opened(FileHandle(handle), flags),
             Err(error) => reply.error(error),
         }
@@ -155,11 +117,7 @@ impl<S: Source> Filesystem for Front<S> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let file = match self.file(handle) {
-            Ok(file) => file,
-            Err(error) => return reply.error(error),
-        };
-        with_buffer(size as usize, |buffer| match transfer::read(&file, buffer, at) {
+        with_buffer(size as usize, |buffer| match self.view.read(handle.0, buffer, at) {
             Ok(n) => reply.data(&buffer[..n]),
             Err(error) => reply.error(error),
         });
@@ -177,16 +135,14 @@ impl<S: Source> Filesystem for Front<S> {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let written = self.file(handle).and_then(|file| transfer::write(&file, data, at));
-        match written.map(u32::try_from) {
-            Ok(Ok(n)) => reply.written(n),
-            Ok(Err(_)) => reply.error(Errno::EIO),
+        match self.view.write(handle.0, data, at) {
+            Ok(n) => reply.written(n),
             Err(error) => reply.error(error),
         }
     }
 
     fn flush(&self, _: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        answer(self.close(handle), reply);
+        answer(self.view.close(handle.0), reply);
     }
 
     fn release(
@@ -199,12 +155,12 @@ impl<S: Source> Filesystem for Front<S> {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.0.handles.release(handle.0);
+        self.view.handles.release(handle.0);
         reply.ok();
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
-        answer(self.sync(handle), reply);
+        answer(self.view.sync(handle.0), reply);
     }
 
     fn fallocate(
@@ -217,40 +173,32 @@ impl<S: Source> Filesystem for Front<S> {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        answer(self.file(handle).and_then(|file| transfer::allocate(&file, at, len, mode)), reply);
+        answer(self.view.allocate(handle.0, at, len, mode), reply);
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, handle: FileHandle, from: i64, whence: i32, reply: ReplyLseek) {
-        match self.file(handle).and_then(|file| transfer::seek(&file, from, whence)) {
+        match self.view.seek(handle.0, from, whence) {
             Ok(found) => reply.offset(found),
             Err(error) => reply.error(error),
         }
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(self.0.handles.fresh()), FopenFlags::empty());
+        reply.opened(FileHandle(self.view.handles.fresh()), FopenFlags::empty());
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, handle: FileHandle, from: u64, mut reply: ReplyDirectory) {
-        let listing = match self.0.listing(ino.0, handle.0, from == 0) {
-            Ok(listing) => listing,
-            Err(error) => return reply.error(error),
-        };
-        let dots = [".", ".."].map(|name| (ino.0, name, FileType::Directory));
-        let kind = if ino == INodeNo::ROOT { FileType::Directory } else { FileType::RegularFile };
-        let names = listing.iter().map(|(number, name)| (*number, name.as_str(), kind));
-        // An entry's offset is the number of entries up to and with it.
-        let skipped = usize::try_from(from).unwrap_or(usize::MAX);
-        for (next, (number, name, kind)) in (1u64..).zip(dots.into_iter().chain(names)).skip(skipped) {
-            if reply.add(INodeNo(number), next, kind, name) {
-                break;
-            }
+        let listed = self.view.list(ino.0, handle.0, from, |number, next, kind, name| {
+            reply.add(INodeNo(number), next, kind, name)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
         }
-        reply.ok();
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.0.handles.release_folder(handle.0);
+        self.view.handles.release_folder(handle.0);
         reply.ok();
     }
 
@@ -259,39 +207,36 @@ impl<S: Source> Filesystem for Front<S> {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        // No numbers of its own: free space is the store's matter. A total of 0 keeps `df` from listing it.
         let name_max = u32::try_from(NAME_MAX).unwrap_or(u32::MAX);
         reply.statfs(0, 0, 0, 0, 0, BLOCK_SIZE, name_max, BLOCK_SIZE);
     }
 
-    // Files come and go with the source, never through the view.
-
     fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        reply.error(Errno::EROFS);
+        reply.error(NAMES_ARE_FIXED);
     }
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(Errno::EROFS);
+        reply.error(NAMES_ARE_FIXED);
     }
 
     fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(Errno::EROFS);
+        reply.error(NAMES_ARE_FIXED);
     }
 
     fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
-        reply.error(Errno::EROFS);
+        reply.error(NAMES_ARE_FIXED);
     }
 
     fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        reply.error(Errno::EROFS);
+        reply.error(NAMES_ARE_FIXED);
     }
 
     fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+        reply.error(NAMES_ARE_FIXED);
     }
 
     fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+        reply.error(NAMES_ARE_FIXED);
     }
 
     fn rename(
@@ -304,25 +249,23 @@ impl<S: Source> Filesystem for Front<S> {
         _: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EROFS);
+        reply.error(NAMES_ARE_FIXED);
     }
 
-    // ENOSYS tells the kernel to stop asking: no attribute is ever fetched before a write.
-
     fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+        reply.error(NO_ATTRIBUTES);
     }
 
     fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+        reply.error(NO_ATTRIBUTES);
     }
 
     fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+        reply.error(NO_ATTRIBUTES);
     }
 
     fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+        reply.error(NO_ATTRIBUTES);
     }
 
     fn ioctl(
@@ -336,6 +279,6 @@ impl<S: Source> Filesystem for Front<S> {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(Errno::ENOTTY);
+        reply.error(NO_COMMANDS);
     }
 }

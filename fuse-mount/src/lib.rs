@@ -16,6 +16,7 @@
 mod attach;
 mod attr;
 mod buffer;
+mod connect;
 mod errno;
 mod error;
 mod filesystem;
@@ -24,8 +25,11 @@ mod inodes;
 mod mount;
 mod mount_table;
 mod process;
+mod requests;
 mod transfer;
+mod transport;
 mod unmount;
+mod uring;
 mod view;
 
 use std::io;
@@ -34,6 +38,7 @@ use std::time::SystemTime;
 
 pub use error::{Error, Result};
 pub use mount::{Mount, Options, Stopper, mount};
+pub use transport::Transport;
 pub use unmount::unmount;
 
 /// What the view shows: a fixed set of folders at the root, each a flat list of disks.

@@ -2,22 +2,21 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fuser::{Config, Session, SessionACL};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::Source;
-use crate::attach::{attach, can_open_device, detach};
+use crate::attach::detach;
+use crate::connect::{Connection, connect, queues};
 use crate::errno::guarded;
 use crate::error::{Error, Result};
-use crate::filesystem::Front;
 use crate::mount_table::{self, check_option};
+use crate::transport::Transport;
 use crate::view::{View, is_file_name, look_of_mounter};
 
 /// How long [`mount`] waits for an unmounted server to be done with the same directory.
@@ -27,8 +26,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// How to mount.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Serving threads, at least 1. More than one read the kernel's queue through descriptors of their own.
+    /// Serving threads, at least 1. Over `/dev/fuse`, more than one read the kernel's queue through descriptors of their own.
+    /// Over `io_uring` they are shared out among the queues, of which each has at least one.
     pub threads: usize,
+    /// How the requests come.
+    pub transport: Transport,
     /// Let other users in, as far as modes allow. A plain user needs `user_allow_other` in `/etc/fuse.conf`.
     pub allow_other: bool,
     /// Refuse writing through this mount.
@@ -45,6 +47,7 @@ impl Default for Options {
         let threads = thread::available_parallelism().map_or(4, |n| n.get().clamp(4, 16));
         Options {
             threads,
+            transport: Transport::default(),
             allow_other: false,
             read_only: false,
             nonempty: false,
@@ -96,15 +99,16 @@ pub fn mount(source: impl Source, dir: &Path, options: Options) -> Result<Mount>
     if let Some(bad) = folders.iter().find(|name| !is_file_name(name)) {
         return Err(Error::Option { option: "folders", reason: format!("{bad:?} is no file name") });
     }
+    let queues = queues(options.transport)?;
     let (dir, lock) = claim(dir, options.nonempty)?;
     let view = Arc::new(View::new(source, folders, look_of_mounter(options.read_only)));
-    let device = attach(&dir, &options)?;
-    let started = start(&dir, device, lock, view, &options);
-    if started.is_err() {
-        // Nobody serves it, and the error at hand says more than one about this.
-        let _ = detach(&dir, true);
-    }
-    Ok(Mount { stopper: Stopper { shared: started? } })
+    let connection = match connect(&dir, &view, &options, queues) {
+        Err(_) if queues.is_some() && options.transport == Transport::Auto => {
+            connect(&dir, &view, &options, None)?
+        }
+        result => result?,
+    };
+    Ok(Mount { stopper: Stopper { shared: start(&dir, connection, lock, view)? } })
 }
 
 /// Claims the directory for this server: whoever unmounts can wait for the claim to end.
@@ -154,32 +158,22 @@ pub(crate) fn lock_within(mut folder: File, timeout: Duration, dir: &Path) -> Re
     }
 }
 
-/// Greets the kernel and starts the threads.
+/// Starts the thread that serves to the end.
 fn start<S: Source>(
     dir: &Path,
-    device: OwnedFd,
+    connection: Connection<S>,
     lock: Option<Flock<File>>,
     view: Arc<View<S>>,
-    options: &Options,
 ) -> Result<Arc<Shared>> {
-    let failed = |source| Error::Session { dir: dir.to_owned(), source };
-    let mut config = Config::default();
-    config.n_threads = Some(options.threads);
-    config.clone_fd = options.threads > 1 && can_open_device();
-    // Who may come in is the kernel's decision. It also sends requests of programs that changed their user since
-    // opening, and those must be served: a refused flush would lose data.
-    let session = Session::from_fd(Front(view.clone()), device, SessionACL::All, config).map_err(failed)?;
-    let entry = mount_table::top_at(dir)?.filter(mount_table::Entry::is_ours);
-    let entry = entry.ok_or_else(|| failed(io::Error::other("it vanished right after mounting")))?;
     let shared = Arc::new(Shared {
         dir: dir.to_owned(),
-        id: entry.id,
+        id: connection.id,
         state: Mutex::new(State::Serving),
         changed: Condvar::new(),
     });
     let for_thread = shared.clone();
     let spawned = thread::Builder::new().name("view".to_owned()).spawn(move || {
-        let error = serve(session, &view, &for_thread);
+        let error = serve(connection, &view, &for_thread);
         let _ = guarded(|| {
             drop(view);
             Ok(())
@@ -189,8 +183,13 @@ fn start<S: Source>(
         *for_thread.lock() = State::Ended(error);
         for_thread.changed.notify_all();
     });
-    spawned.map_err(failed)?;
-    Ok(shared)
+    match spawned {
+        Ok(_) => Ok(shared),
+        Err(source) => {
+            let _ = detach(dir, true);
+            Err(Error::Session { dir: dir.to_owned(), source })
+        }
+    }
 }
 
 /// The connection ended while one of the threads was being handed a request, which is how the kernel says it then. All
@@ -200,11 +199,14 @@ fn is_end(error: &io::Error) -> bool {
 }
 
 /// Serves until unmounted; then makes durable and drops what is still open.
-fn serve<S: Source>(session: Session<Front<S>>, view: &View<S>, shared: &Shared) -> Option<Error> {
-    let served = session.run();
+fn serve<S: Source>(connection: Connection<S>, view: &View<S>, shared: &Shared) -> Option<Error> {
+    let mut served = connection.session.run();
     // The connection may have been cut without unmounting; a dead mount helps nobody.
     if matches!(shared.is_mounted(), Ok(true)) {
         let _ = detach(&shared.dir, true);
+    }
+    if let Some(rings) = connection.rings {
+        served = served.and(rings.join());
     }
     let flushed = view.end();
     match (flushed, served) {

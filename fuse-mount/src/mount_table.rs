@@ -28,8 +28,13 @@ impl Entry {
 
     /// True when its server is gone without unmounting. Asks the server something, so it waits for a busy one.
     pub(crate) fn is_dead(&self) -> bool {
-        matches!(nix::sys::statfs::statfs(&self.dir), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
+        nix::sys::statfs::statfs(&self.dir).is_err_and(says_dead)
     }
+}
+
+/// What the kernel says of a server that has gone; while its rings go, it says that their requests were cancelled.
+fn says_dead(code: Errno) -> bool {
+    matches!(code, Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ECANCELED)
 }
 
 /// Every mount at `dir`, bottom first: a path leads to the last one.
@@ -49,7 +54,8 @@ pub(crate) fn resolve(dir: &Path) -> io::Result<PathBuf> {
         Ok(path) => return Ok(path),
         Err(error) => error,
     };
-    let dead = matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EACCES));
+    let dead = error.raw_os_error().map(Errno::from_raw);
+    let dead = dead.is_some_and(|code| says_dead(code) || code == Errno::EACCES);
     match (dead, dir.file_name()) {
         (true, Some(name)) => {
             let parent = match dir.parent() {

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::memory::{Memory, Op};
-use common::{Server, TestView, code};
+use common::{Server, TestView, code, options};
 use fuse_mount::{Error, Options};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -34,7 +34,7 @@ fn unmount_ends_it_and_the_directory_is_free_again() {
     view.mount.as_ref().unwrap().unmount().unwrap();
     assert!(!is_mounted(view.dir()) && fs::read_dir(view.dir()).unwrap().next().is_none());
     view.mount.as_ref().unwrap().unmount().unwrap();
-    let again = fuse_mount::mount(view.memory.clone(), view.dir(), Options::default()).unwrap();
+    let again = fuse_mount::mount(view.memory.clone(), view.dir(), options()).unwrap();
     assert!(view.path("clones/a.raw").exists());
     view.mount = None;
     assert!(view.path("clones/a.raw").exists(), "an old mount leaves the new one alone");
@@ -194,14 +194,16 @@ fn a_killed_server_leaves_a_mount_that_unmount_and_mount_take_away() {
     let mut server = Server::start(dir.path(), &[], &[]);
     let file = File::open(dir.path().join("clones/disk.raw")).unwrap();
     server.kill();
-    assert_eq!(code(file.read_at(&mut [0], 0)), libc::ENOTCONN);
+    // Rings go a moment after their process; until then the kernel says other things.
+    let gone = code(file.read_at(&mut [0], 0));
+    assert!(matches!(gone, libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED), "{gone}");
     assert!(fs::read_dir(dir.path()).is_err());
     fuse_mount::unmount(dir.path()).unwrap();
     assert!(!is_mounted(dir.path()));
     let mut server = Server::start(dir.path(), &[], &[]);
     let file_of_second = File::open(dir.path().join("clones/disk.raw")).unwrap();
     server.kill();
-    let mount = fuse_mount::mount(Memory::default(), dir.path(), Options::default()).unwrap();
+    let mount = fuse_mount::mount(Memory::default(), dir.path(), options()).unwrap();
     assert!(dir.path().join("clones").is_dir());
     drop((file, file_of_second));
     mount.unmount().unwrap();
@@ -219,7 +221,7 @@ fn what_is_not_ours_is_refused_and_left_alone() {
         assert!(matches!(error, Error::NotMounted { .. }), "{error}");
     }
     for path in [&missing, &file] {
-        let error = fuse_mount::mount(Memory::default(), path, Options::default()).err().unwrap();
+        let error = fuse_mount::mount(Memory::default(), path, options()).err().unwrap();
         assert!(matches!(error, Error::Directory { .. }), "{error}");
     }
     run("mount", &["-t", "tmpfs", "none"], dir.path());
@@ -231,17 +233,15 @@ fn what_is_not_ours_is_refused_and_left_alone() {
 #[test]
 fn a_view_is_not_mounted_twice_at_one_place() {
     let view = TestView::new();
-    let error = fuse_mount::mount(Memory::default(), view.dir(), Options::default()).err().unwrap();
+    let error = fuse_mount::mount(Memory::default(), view.dir(), options()).err().unwrap();
     assert!(matches!(error, Error::AlreadyMounted { .. }), "{error}");
 }
 
 #[test]
 fn options_that_make_no_sense_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let bad = [
-        Options { fs_name: "a,allow_other".to_owned(), ..Options::default() },
-        Options { threads: 0, ..Options::default() },
-    ];
+    let bad =
+        [Options { fs_name: "a,allow_other".to_owned(), ..options() }, Options { threads: 0, ..options() }];
     for options in bad {
         let error = fuse_mount::mount(Memory::default(), dir.path(), options).err().unwrap();
         assert!(matches!(error, Error::Option { .. }), "{error}");
@@ -255,7 +255,7 @@ fn a_path_with_spaces_and_links_works() {
     fs::create_dir(&place).unwrap();
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&place, &link).unwrap();
-    let mount = fuse_mount::mount(Memory::default(), &link, Options::default()).unwrap();
+    let mount = fuse_mount::mount(Memory::default(), &link, options()).unwrap();
     assert_eq!(mount.dir(), place.canonicalize().unwrap());
     assert!(place.join("bases").is_dir());
     fuse_mount::unmount(&link).unwrap();

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{Server, TestView};
+use common::{Server, TestView, options};
 use fuse_mount::Options;
 
 const USER: u32 = 65534;
@@ -77,7 +77,7 @@ fn a_plain_user_mounts_works_and_unmounts() {
 #[test]
 fn other_users_are_let_in_only_when_asked_for_and_then_as_far_as_modes_allow() {
     for allow_other in [false, true] {
-        let view = TestView::with(Options { allow_other, ..Options::default() });
+        let view = TestView::with(Options { allow_other, ..options() });
         view.memory.add("bases/b@1.raw", 4096).put(0, b"base");
         view.memory.add("clones/a.raw", 4096);
         let base = as_user("head -c 4 \"$0/bases/b@1.raw\"", view.dir());

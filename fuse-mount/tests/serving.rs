@@ -6,12 +6,15 @@ mod common;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use common::memory::Op;
-use common::{Server, TestView, code, eventually};
+use common::{Server, TestView, code, eventually, options};
 use fuse_mount::Options;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 /// Lets an operation through only when `wanted` of them are under way together.
 fn meeting(wanted: usize) -> impl Fn() -> io::Result<()> + Send + Sync {
@@ -26,9 +29,16 @@ fn meeting(wanted: usize) -> impl Fn() -> io::Result<()> + Send + Sync {
     }
 }
 
+/// How many threads let `wanted` requests run together, whatever processor they come from: each may have threads of its own.
+fn together(wanted: usize) -> usize {
+    let list = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap();
+    let last: usize = list.trim().rsplit(['-', ',']).next().unwrap().parse().unwrap();
+    wanted * (last + 1)
+}
+
 #[test]
 fn direct_reads_and_writes_of_one_open_file_run_together() {
-    let view = TestView::with(Options { threads: 4, ..Options::default() });
+    let view = TestView::with(Options { threads: together(4), ..options() });
     let disk = view.memory.add("clones/a.raw", 1 << 20);
     let file = view.direct("clones/a.raw");
     let meet = meeting(4);
@@ -44,7 +54,7 @@ fn direct_reads_and_writes_of_one_open_file_run_together() {
 
 #[test]
 fn files_are_written_together_also_when_buffered() {
-    let view = TestView::with(Options { threads: 4, ..Options::default() });
+    let view = TestView::with(Options { threads: together(2), ..options() });
     let meet = Arc::new(meeting(2));
     let names = ["clones/a.raw", "clones/b.raw"];
     for name in names {
@@ -57,6 +67,51 @@ fn files_are_written_together_also_when_buffered() {
             let view = &view;
             scope.spawn(move || view.writable(name).write_all_at(&[1; 4096], 0).unwrap());
         }
+    });
+}
+
+/// Keeps this thread on the first processor it may be on.
+fn stay_on_one_processor() {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this).unwrap();
+    let first = (0..CpuSet::count()).find(|&number| allowed.is_set(number).unwrap()).unwrap();
+    let mut only = CpuSet::new();
+    only.set(first).unwrap();
+    sched_setaffinity(this, &only).unwrap();
+}
+
+#[test]
+fn a_request_that_takes_long_holds_up_nobody_on_the_same_processor() {
+    let view = TestView::new();
+    let disk = view.memory.add("clones/a.raw", 1 << 20);
+    view.memory.add("clones/b.raw", 1 << 20);
+    let (begun, has_begun) = channel();
+    let (others_done, may_end) = channel::<()>();
+    let may_end = Mutex::new(may_end);
+    disk.probe(move |op| match op {
+        Op::Flush => {
+            begun.send(()).unwrap();
+            let end = may_end.lock().unwrap().recv_timeout(Duration::from_secs(20));
+            end.map_err(|_| io::ErrorKind::TimedOut.into())
+        }
+        _ => Ok(()),
+    });
+    let (slow, quick) = (view.writable("clones/a.raw"), view.direct("clones/b.raw"));
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| {
+            stay_on_one_processor();
+            slow.sync_all()
+        });
+        scope.spawn(|| {
+            stay_on_one_processor();
+            has_begun.recv().unwrap();
+            for at in 0..200 {
+                quick.read_exact_at(&mut [0; 4096], at * 4096 % (1 << 20)).unwrap();
+            }
+            fs::metadata(view.path("clones")).unwrap();
+            others_done.send(()).unwrap();
+        });
+        slow.join().unwrap().unwrap();
     });
 }
 
@@ -109,7 +164,7 @@ fn a_second_writer_is_refused_while_the_first_one_lives() {
 
 #[test]
 fn errors_reach_the_caller_and_the_next_request_succeeds() {
-    let view = TestView::with(Options { threads: 1, ..Options::default() });
+    let view = TestView::with(Options { threads: 1, ..options() });
     let disk = view.memory.add("clones/a.raw", 1 << 20);
     let file = view.direct("clones/a.raw");
     for error in [libc::EIO, libc::ENOSPC, libc::EDQUOT] {
@@ -148,7 +203,7 @@ fn close_reports_that_making_durable_failed() {
 
 #[test]
 fn a_panic_fails_one_request_and_the_mount_lives_on() {
-    let view = TestView::with(Options { threads: 1, ..Options::default() });
+    let view = TestView::with(Options { threads: 1, ..options() });
     let disk = view.memory.add("clones/a.raw", 1 << 20);
     let file = view.direct("clones/a.raw");
     disk.probe(|op| panic!("on purpose: {op:?}"));
@@ -170,7 +225,7 @@ fn what_may_not_be_written_cannot_be_opened_for_writing() {
     let path = view.path("bases/b@1.raw");
     assert_eq!(code(OpenOptions::new().write(true).open(&path)), libc::EROFS);
     assert!(view.memory.openers.lock().unwrap().is_empty());
-    let view = TestView::with(Options { read_only: true, ..Options::default() });
+    let view = TestView::with(Options { read_only: true, ..options() });
     view.memory.add("clones/a.raw", 4096);
     assert_eq!(code(OpenOptions::new().write(true).open(view.path("clones/a.raw"))), libc::EROFS);
     assert_eq!(fs::read(view.path("clones/a.raw")).unwrap().len(), 4096);

@@ -5,8 +5,8 @@ use super::mount_log::{self, MountLog};
 use super::output;
 use crate::view::View;
 use anyhow::{Context as _, anyhow, bail};
-use clap::Args;
-use fuse_mount::{Options, Stopper};
+use clap::{Args, ValueEnum as _};
+use fuse_mount::{Options, Stopper, Transport};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -40,9 +40,31 @@ pub(super) struct Mount {
     /// Serving threads.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
+    /// How the kernel's requests come: through /dev/fuse, or over io_uring, which is faster and wants Linux 6.14 or later with
+    /// fuse's enable_uring switched on; auto takes io_uring where it is.
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Way::Auto, env = "COWSHED_TRANSPORT")]
+    transport: Way,
     /// This is the server in the background: it says on standard output when the view is up.
     #[arg(long, hide = true)]
     background: bool,
+}
+
+/// A transport by its name.
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum Way {
+    Auto,
+    Dev,
+    Uring,
+}
+
+impl From<Way> for Transport {
+    fn from(way: Way) -> Self {
+        match way {
+            Way::Auto => Self::Auto,
+            Way::Dev => Self::Dev,
+            Way::Uring => Self::Uring,
+        }
+    }
 }
 
 impl Mount {
@@ -70,6 +92,7 @@ impl Mount {
             allow_other: self.allow_other,
             read_only: self.read_only,
             nonempty: self.nonempty,
+            transport: self.transport.into(),
             ..Options::default()
         };
         options.threads = self.threads.map_or(options.threads, usize::from);
@@ -111,6 +134,7 @@ impl Mount {
         command.args(self.allow_other.then_some("--allow-other"));
         command.args(self.read_only.then_some("--read-only"));
         command.args(self.nonempty.then_some("--nonempty"));
+        command.args(self.transport.to_possible_value().map(|way| format!("--transport={}", way.get_name())));
         command.args(self.threads.map(|threads| format!("--threads={threads}")));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.file()).current_dir("/");
         let mut server = command.spawn().context("the server cannot be started")?;

@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::units::{GuestOffset, index, length};
-use fuse_mount::{Device, Extent, Mount, Opener, Options, Source, Stat};
+use fuse_mount::{Device, Extent, Mount, Opener, Options, Source, Stat, Transport};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -164,7 +164,8 @@ impl Served {
     /// `NotFound` without `/dev/fuse`; what mounting gives.
     pub(super) fn new(disk: SharedDisk, (start, len): (u64, u64), folder: &Path) -> Result<Self> {
         let part = Arc::new(Part { disk, start, len, shown: AtomicU64::new(len), failure: Mutex::new(None) });
-        let options = Options { threads: 2, ..Options::default() };
+        // Two threads are all it needs; over io_uring it would be some for each processor.
+        let options = Options { threads: 2, transport: Transport::Dev, ..Options::default() };
         let mount = fuse_mount::mount(OnePart(Arc::clone(&part)), folder, options).map_err(cannot_mount)?;
         let root =
             File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(mount.dir());

@@ -39,15 +39,23 @@ JOBS = {
     "first write 4k, buffered": ("new", f"{BUFFERED} {TOUCH} --bs=4k", False),
     "first write 64k, 32 deep": ("new", f"{DEEP} {TOUCH} --bs=64k", False),
 }
-CONTENDERS = ("raw", "bare", "cowshed", "qemu")
+# Each transport of the view, with the bare server over the same one. Rings are measured where the kernel has them on.
+SWITCH = "/sys/module/fuse/parameters/enable_uring"
+TRANSPORTS = ["dev"]
+if os.path.exists(SWITCH) and open(SWITCH).read().strip() == "Y":
+    TRANSPORTS.append("uring")
+CONTENDERS = ["raw", *(f"{who} {how}" for how in TRANSPORTS for who in ("bare", "cowshed")), "qemu"]
 # The aims: this many times as much as that contender.
-AIMS = {
+AIMS = {"dev": {
     "read 4k": {"qemu": 1.2, "bare": 0.9}, "read 4k, 32 deep": {"qemu": 1.8, "bare": 0.9},
     "read 4k, 32 deep, cold": {"qemu": 1.6}, "read 1M in order": {"qemu": 2.5, "raw": 0.85},
     "write 1M in order": {"qemu": 1.5, "raw": 0.85}, "first write 4k, 32 deep": {"qemu": 4},
     "first write 4k, buffered": {"qemu": 1.5}, "write 4k": {"qemu": 2.5, "bare": 0.9},
     "write 4k, 32 deep": {"qemu": 2.5, "bare": 0.9}, "write 4k and fdatasync": {"qemu": 1.3},
-}
+}, "uring": {
+    "read 4k": {"qemu": 1.5, "bare": 0.9}, "read 4k, 32 deep": {"qemu": 2.5, "bare": 0.9},
+    "write 4k": {"bare": 0.9}, "write 4k, 32 deep": {"bare": 0.9},
+}}
 
 
 def cowshed(*words):
@@ -68,28 +76,29 @@ class Server:
     def __init__(self, folder, contender, clone):
         self.process = self.mount = None
         raw = os.path.join(folder, "limit.raw")
-        if contender in ("raw", "bare") and clone == "new":
+        who, _, how = contender.partition(" ")
+        if who in ("raw", "bare") and clone == "new":
             raw = os.path.join(folder, "new.raw")
             with open(raw, "wb") as new:
                 new.truncate(4 << 30)
-        getattr(self, f"by_{contender}")(folder, raw, clone)
+        getattr(self, f"by_{who}")(folder, raw, clone, how)
 
-    def by_raw(self, _folder, raw, _clone):
+    def by_raw(self, _folder, raw, _clone, _how):
         self.target = raw
 
-    def by_bare(self, folder, raw, _clone):
+    def by_bare(self, folder, raw, _clone, how):
         self.mount = os.path.join(folder, "bare")
         self.target = os.path.join(self.mount, "disk.raw")
-        self.start(os.environ["BARE"], raw, self.mount, THREADS)
+        self.start(os.environ["BARE"], raw, self.mount, THREADS, how)
         until("the bare server", lambda: os.path.ismount(self.mount))
 
-    def by_cowshed(self, folder, _raw, clone):
+    def by_cowshed(self, folder, _raw, clone, how):
         self.mount = os.path.join(folder, "view")
         self.target = os.path.join(self.mount, "clones", f"{clone}.raw")
-        self.start(os.environ["COWSHED"], "mount", "--foreground", "--threads", THREADS, self.mount)
+        self.start(os.environ["COWSHED"], "mount", "--foreground", "--threads", THREADS, "--transport", how, self.mount)
         until("the view", lambda: os.path.exists(self.target))
 
-    def by_qemu(self, folder, _raw, clone):
+    def by_qemu(self, folder, _raw, clone, _how):
         self.target = os.path.join(folder, "export.raw")
         open(self.target, "wb").close()
         image = cowshed("path", clone)
@@ -133,7 +142,7 @@ def prepare(folder, contender, clone, cold):
             file.write("1")
     else:
         files = [os.path.join(folder, "limit.raw")]
-        if contender in ("cowshed", "qemu"):
+        if contender == "qemu" or contender.startswith("cowshed"):
             info = subprocess.run(["qemu-img", "info", "-U", "--backing-chain", "--output=json", cowshed("path", clone)],
                                   check=True, capture_output=True, text=True).stdout
             files = [image["filename"] for image in json.loads(info)]
@@ -191,23 +200,31 @@ def table(runs, out):
     rows = [{"job": job, **{who: {key: statistics.median(one[key] for one in many) for key in ("iops", "cpu_us", "peak_mib")}
                             for who, many in by.items()}} for job, by in found.items()]
     rounds = save(runs, rows, out)
-    print("| job | raw file | bare server | cowshed | qemu | to qemu | to bare | to raw | µs of processor: bare | cowshed | qemu |")
+    missed = [miss for how in TRANSPORTS for miss in one_table(rows, how)]
+    peak = max(row[f"cowshed {how}"]["peak_mib"] for row in rows for how in TRANSPORTS)
+    print(f"\nmedians of {rounds} rounds, requests a second; cowshed at its peak {peak} MiB; all runs in {out}")
+    print("\n".join(f"missed: {what}" for what in missed))
+
+
+def one_table(rows, how):
+    """Prints the table of one transport; returns what is missed."""
+    ours, bare = f"cowshed {how}", f"bare {how}"
+    print(f"\n| job, over {how} | raw file | bare server | cowshed | qemu | to qemu | to bare | to raw | µs of processor: bare | cowshed | qemu |")
     print("| --- |" + " ---: |" * 10)
     missed = []
     for row in rows:
-        iops = {who: row[who]["iops"] for who in CONTENDERS}
-        ratio = {who: iops["cowshed"] / iops[who] for who in CONTENDERS}
-        print(f"| {row['job']} | " + " | ".join(f"{iops[who]:,.0f}" for who in CONTENDERS) + " | "
+        iops = {who: row[key]["iops"] for who, key in (("raw", "raw"), ("bare", bare), ("cowshed", ours), ("qemu", "qemu"))}
+        ratio = {who: iops["cowshed"] / iops[who] for who in iops}
+        print(f"| {row['job']} | " + " | ".join(f"{one:,.0f}" for one in iops.values()) + " | "
               + " | ".join(f"{ratio[who]:.2f}" for who in ("qemu", "bare", "raw")) + " | "
-              + " | ".join(f"{row[who]['cpu_us']:.1f}" for who in ("bare", "cowshed", "qemu")) + " |")
-        missed += [f"{row['job']}: {ratio[who]:.2f} of {who}, the aim is {aim}"
-                   for who, aim in AIMS.get(row["job"], {}).items() if ratio[who] < aim]
-    deep = {row["job"]: row["cowshed"]["iops"] for row in rows}
+              + " | ".join(f"{row[who]['cpu_us']:.1f}" for who in (bare, ours, "qemu")) + " |")
+        missed += [f"{row['job']} over {how}: {ratio[who]:.2f} of {who}, the aim is {aim}"
+                   for who, aim in AIMS[how].get(row["job"], {}).items() if ratio[who] < aim]
+    deep = {row["job"]: row[ours]["iops"] for row in rows}
     if "read 4k, 32 deep, chain of 16" in deep and "read 4k, 32 deep" in deep:
         ratio = deep["read 4k, 32 deep, chain of 16"] / deep["read 4k, 32 deep"]
-        missed += [f"a chain of 16: {ratio:.2f} of one layer, the aim is 0.95"] if ratio < 0.95 else []
-    print(f"\nmedians of {rounds} rounds, requests a second; cowshed at its peak {max(row['cowshed']['peak_mib'] for row in rows)} MiB; all runs in {out}")
-    print("\n".join(f"missed: {what}" for what in missed))
+        missed += [f"a chain of 16 over {how}: {ratio:.2f} of one layer, the aim is 0.95"] if ratio < 0.95 else []
+    return missed
 
 
 def main(folder, rounds, seconds, part, out):

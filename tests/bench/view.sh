@@ -5,7 +5,8 @@
 #   view.sh [-r ROUNDS] [-t SECONDS] [-j JOBS] [-o OUT.json]
 #
 # JOBS is a part of the jobs' names (see view.py). Each round runs every job with every contender, in another order each
-# time. Prints tables of medians, and says which aims are missed; OUT.json has them and every single run. The bare server
+# time. Prints tables of medians, and says which aims are missed; OUT.json has them and every single run. The view and the bare
+# server are measured over io_uring too where the kernel has that switched on (fuse's enable_uring). The bare server
 # is target/release/examples/bare (`cargo build --release -p fuse-mount --example bare`).
 . "$(dirname "$0")/lib.sh"
 need fio qemu-storage-daemon qemu-img qemu-io python3 mountpoint

@@ -75,7 +75,7 @@ impl Model {
                             let (first, count) = piece(&mut rng, sectors, (thread, threads));
                             if let Err(error) = one(&file, &mut rng, (first, count), stamps, &mut events) {
                                 events.push(Event::Failed(error));
-                                if matches!(error, libc::ENOTCONN | libc::ECONNABORTED) {
+                                if matches!(error, libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED) {
                                     break;
                                 }
                             }

@@ -6,10 +6,21 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, SystemTime};
 
-use fuse_mount::{Device, Extent, Opener, Source, Stat};
+use fuse_mount::{Device, Extent, Opener, Options, Source, Stat, Transport};
 
 /// Unit of allocation: extents are multiples of it.
 pub const CHUNK: u64 = 64 << 10;
+
+/// The default, over the transport that COWSHED_TRANSPORT names, as the command line takes it.
+pub fn options() -> Options {
+    let transport = match std::env::var("COWSHED_TRANSPORT").as_deref() {
+        Err(_) | Ok("auto") => Transport::Auto,
+        Ok("dev") => Transport::Dev,
+        Ok("uring") => Transport::Uring,
+        Ok(other) => panic!("COWSHED_TRANSPORT={other}"),
+    };
+    Options { transport, ..Options::default() }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {

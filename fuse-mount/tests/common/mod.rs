@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use fuse_mount::{Mount, Options};
 use memory::Memory;
+pub use memory::options;
 use tempfile::TempDir;
 
 /// A mount that goes away with the test, also when the test fails with files open.
@@ -32,7 +33,7 @@ pub struct TestView {
 
 impl TestView {
     pub fn new() -> Self {
-        Self::with(Options::default())
+        Self::with(options())
     }
 
     pub fn with(options: Options) -> Self {
