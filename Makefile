@@ -43,6 +43,7 @@ test: setup guest merge-case lint
 	else \
 		set -x; $(CARGO) test --workspace --locked --no-fail-fast --all-targets; \
 	fi
+	CARGO=$(CARGO) tests/tools/uring.sh
 	$(CARGO) test --workspace --locked --doc
 	COWSHED_SCHEDULES=$${COWSHED_SCHEDULES:-3000} tests/tools/models.sh
 	tests/tools/tsan.sh
@@ -57,6 +58,7 @@ bench: setup merge-case
 	$(CARGO) build --release --locked --bin cowshed --example engine --example vhost_load
 	$(CARGO) build --release --locked -p fuse-mount --example bare
 	COWSHED=$(abspath $(BINARY)) tests/bench/clones.sh
+	COWSHED=$(abspath $(BINARY)) tests/bench/jobs.sh
 	COWSHED=$(abspath $(BINARY)) tests/bench/rebase.sh
 	COWSHED=$(abspath $(BINARY)) tests/bench/shrink.sh
 	COWSHED=$(abspath $(BINARY)) tests/bench/engine.sh
