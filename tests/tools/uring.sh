@@ -29,9 +29,9 @@ VIEWS=(view_disks view_fio view_full view_guestfs view_kill view_reopen view_wri
 if $CARGO nextest --version >/dev/null 2>&1; then
     binaries=$(printf ' | binary(=%s)' "${VIEWS[@]}")
     $CARGO nextest run --workspace --locked --no-fail-fast --test-threads "$(($(nproc) * 3 / 2))" -E "package(fuse-mount)$binaries"
-    $CARGO nextest run -p fuse-mount --locked --no-fail-fast --run-ignored only
+    $CARGO nextest run --workspace --locked --no-fail-fast --run-ignored only -E "package(fuse-mount)"
 else
     $CARGO test -p fuse-mount --locked --no-fail-fast --all-targets -- --include-ignored
-    $CARGO test -p cowshed --locked --no-fail-fast "${VIEWS[@]/#/--test=}"
+    $CARGO test --workspace --locked --no-fail-fast "${VIEWS[@]/#/--test=}"
 fi
 echo "uring: all passed"
