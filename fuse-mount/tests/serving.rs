@@ -97,18 +97,19 @@ fn a_request_that_takes_long_holds_up_nobody_on_the_same_processor() {
         _ => Ok(()),
     });
     let (slow, quick) = (view.writable("clones/a.raw"), view.direct("clones/b.raw"));
+    let folder = view.path("clones");
     std::thread::scope(|scope| {
-        let slow = scope.spawn(|| {
+        let slow = scope.spawn(move || {
             stay_on_one_processor();
             slow.sync_all()
         });
-        scope.spawn(|| {
+        scope.spawn(move || {
             stay_on_one_processor();
             has_begun.recv().unwrap();
             for at in 0..200 {
                 quick.read_exact_at(&mut [0; 4096], at * 4096 % (1 << 20)).unwrap();
             }
-            fs::metadata(view.path("clones")).unwrap();
+            fs::metadata(folder).unwrap();
             others_done.send(()).unwrap();
         });
         slow.join().unwrap().unwrap();

@@ -32,6 +32,6 @@ if $CARGO nextest --version >/dev/null 2>&1; then
     $CARGO nextest run --workspace --locked --no-fail-fast --run-ignored only -E "package(fuse-mount)"
 else
     $CARGO test -p fuse-mount --locked --no-fail-fast --all-targets -- --include-ignored
-    $CARGO test -p cowshed --locked --no-fail-fast "${VIEWS[@]/#/--test=}"
+    $CARGO test --workspace --locked --no-fail-fast "${VIEWS[@]/#/--test=}"
 fi
 echo "uring: all passed"
