@@ -138,7 +138,7 @@ pub fn zero(to: &[VolatileSlice<'_>]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::storage::{HostFile, Memory};
     use std::io::Write;
@@ -161,7 +161,7 @@ mod tests {
         let mut wanted = content.to_vec();
         for (start, lens) in [(0, vec![1, 0, 4096, 70_000]), (77, vec![5; 3000]), (99_000, vec![500, 2000])] {
             let mut memory: Vec<Vec<u8>> =
-                (1..).zip(&lens).map(|(byte, len)| vec![byte as u8; *len]).collect();
+                (1_u32..).zip(&lens).map(|(byte, len)| vec![byte.to_le_bytes()[0]; *len]).collect();
             wanted.resize(wanted.len().max(start + lens.iter().sum::<usize>()), 0);
             wanted[start..start + lens.iter().sum::<usize>()].copy_from_slice(&memory.concat());
             let runs: Vec<_> = memory.iter_mut().map(|run| VolatileSlice::from(&mut run[..])).collect();
