@@ -801,10 +801,11 @@ impl Case {
         let mut left = 96 * MIB;
         for area in cowshed::guestfs::free::survey(&open.disk).unwrap() {
             let cowshed::guestfs::free::Free::Known(ranges) = area.free else { continue };
-            for range in ranges.into_iter().filter(|range| range.start >= from) {
-                let len = (range.end - range.start).min(left);
-                for at in (0..len).step_by(MIB as usize).map(|at| range.start + at) {
-                    let piece = (range.start + len - at).min(MIB);
+            for range in ranges.into_iter().filter(|range| range.end > from) {
+                let start = range.start.max(from);
+                let len = (range.end - start).min(left);
+                for at in (0..len).step_by(MIB as usize).map(|at| start + at) {
+                    let piece = (start + len - at).min(MIB);
                     open.disk.write(&noise(piece as usize, at), GuestOffset(at)).unwrap();
                 }
                 left -= len;
@@ -848,19 +849,17 @@ fn without_undo_a_smaller_disk_gives_the_host_its_room_back_at_once() {
 
 #[test]
 fn a_plan_without_undo_promises_at_least_most_of_what_comes_back() {
-    for (layout, to, options) in [
-        (Layout::Gpt, 400, &["-t", "ext4"][..]),
-        (Layout::Gpt, 400, &["-t", "ext4", "-O", "^flex_bg,^resize_inode,^metadata_csum", "-I", "128"]),
-        (Layout::Logical, 400, &["-t", "ext3"]),
-        (Layout::Bare, 400, &["-t", "ext4", "-b", "1024", "-g", "8192"]),
-        // Of clusters resize2fs says that it needs more than it does.
-        (Layout::Bare, 1000, &["-t", "ext4", "-O", "bigalloc,sparse_super2", "-C", "16384"]),
-        (Layout::Bare, 400, &["-t", "ext2", "-O", "^resize_inode"]),
+    for (layout, options) in [
+        (Layout::Gpt, &["-t", "ext4"][..]),
+        (Layout::Gpt, &["-t", "ext4", "-O", "^flex_bg,^resize_inode,^metadata_csum", "-I", "128"]),
+        (Layout::Logical, &["-t", "ext3"]),
+        (Layout::Bare, &["-t", "ext4", "-b", "1024", "-g", "8192"]),
+        (Layout::Bare, &["-t", "ext2", "-O", "^resize_inode"]),
     ] {
         let mut case = Case::new(layout, 1200 * MIB, 48 * MIB, options);
         case.work(1050 * MIB);
-        let (_, promised, given) = case.without_undo(&format!("{to}M"));
-        case.holds(to * MIB);
+        let (_, promised, given) = case.without_undo("400M");
+        case.holds(400 * MIB);
         assert!(promised <= given && given - promised < 3 * MIB, "{options:?}: {given} of {promised}");
         assert!(promised > 32 * MIB, "{options:?}: {promised}");
         let (_, promised, given) = case.without_undo("1100M");

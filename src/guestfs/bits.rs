@@ -88,6 +88,17 @@ mod tests {
     }
 
     #[test]
+    fn a_number_is_in_a_set_from_when_it_was_put_there() {
+        let mut bits = Bits::new(21);
+        for number in [0, 7, 8, 20] {
+            assert!(!bits.has(number) && bits.set(number));
+            assert!(bits.has(number) && !bits.set(number), "{number}");
+        }
+        assert!(!bits.set(24) && !bits.has(24) && !bits.has(1));
+        assert_eq!(bits.into_bytes(), [0x81, 1, 0x10]);
+    }
+
+    #[test]
     fn every_bit_is_told_as_it_is() {
         let bitmap: Vec<u8> = (0..37_u32).map(|byte| byte.wrapping_mul(151).to_le_bytes()[0]).collect();
         let is_set = |bit: u32| super::is_set(&bitmap, bit);

@@ -7,7 +7,7 @@ use super::{Ext4, Feature};
 use crate::error::Result;
 use crate::guestfs::bits::is_set;
 use crate::guestfs::partitions::Bytes;
-use crate::units::{index, length};
+use crate::units::{SECTOR, index, length};
 use std::ops::Range;
 
 /// The file that holds the room for more descriptors.
@@ -126,7 +126,7 @@ impl<B: Bytes> Ext4<B> {
         let superblock = &self.superblock;
         let extents = self.extents(inode)?;
         let content: u64 = extents.iter().map(|extent| extent.blocks).sum();
-        let all = (inode.sectors * 512).div_ceil(superblock.block_size);
+        let all = inode.sectors.div_ceil(superblock.block_size / SECTOR).min(superblock.block_count);
         // Blocks of its map, and of its attributes.
         let map = if inode.ino == RESIZE { 1 } else { all.saturating_sub(content) };
         let is_folder = inode.kind == FileKind::Directory;
@@ -142,7 +142,8 @@ impl<B: Bytes> Ext4<B> {
         }
         let is_cut = extents.iter().any(|extent| extent.physical.0 + extent.blocks > blocks);
         if is_cut || is_renumbered || map > 0 {
-            files.found.others += map + larger_map(inode, &extents, map > 0);
+            let more = larger_map(inode, &extents, map > 0);
+            files.found.others = files.found.others.saturating_add(map + more);
             if !is_renumbered {
                 files.found.known.push(one(self.record_block(inode.ino)?));
             }

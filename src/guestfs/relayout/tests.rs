@@ -153,6 +153,86 @@ fn tables_that_contradict_themselves_are_refused_and_none_makes_trouble() {
     }
 }
 
+/// An entry of a boot record.
+fn entry(kind: u8, first: u64, count: u64) -> [u8; 16] {
+    let mut entry = [0; 16];
+    entry[4] = kind;
+    entry[8..12].copy_from_slice(&u32::try_from(first).unwrap().to_le_bytes());
+    entry[12..].copy_from_slice(&u32::try_from(count).unwrap().to_le_bytes());
+    entry
+}
+
+/// A disk of 8 MiB with a primary partition and, from 2 MiB on, an extended one with two logical ones.
+fn logical() -> Place {
+    let mut disk = Place(vec![0; index(8 * MIB)]);
+    for (sector, entries) in [
+        (0, [entry(0x83, 2048, 2048), entry(5, 4096, 12288)]),
+        (4096, [entry(0x83, 64, 1984), entry(5, 2048, 10240)]),
+        (6144, [entry(0x83, 2048, 8192), [0; 16]]),
+    ] {
+        disk.put(sector * 512 + 446, &entries.concat());
+        disk.put(sector * 512 + 510, &[0x55, 0xaa]);
+    }
+    disk
+}
+
+#[test]
+fn a_logical_partition_takes_the_extended_one_along() {
+    let count = |disk: &Place, sector: u64, place: u64| {
+        crate::guestfs::partitions::u32_at(&disk.0, index(sector * 512 + 446 + place * 16 + 12))
+    };
+    for (size, end) in [(5 * MIB + 512, 5 * MIB), (8 * MIB, 6 * MIB), (12 * MIB, 12 * MIB)] {
+        let mut disk = logical();
+        let table = Table::read(&disk).unwrap();
+        let numbers: Vec<u32> = table.slots(8 * MIB).iter().map(|slot| slot.partition.number).collect();
+        assert_eq!(numbers, [1, 5, 6]);
+        let writes = table.rewrite(&disk, size, Some((6, end))).unwrap();
+        disk.apply(&writes, size);
+        let sectors = u32::try_from(end / 512).unwrap();
+        assert_eq!(ends(&disk), [(1, 2 * MIB), (5, 3 * MIB), (6, end)], "{size}");
+        // Its own entry, the one that leads to it, and that of the extended one, which keeps room that is left.
+        assert_eq!((count(&disk, 6144, 0), count(&disk, 4096, 1)), (sectors - 8192, sectors - 6144));
+        assert_eq!(count(&disk, 0, 1), sectors.max(if size == 8 * MIB { 16384 } else { 0 }) - 4096);
+        assert_eq!(count(&disk, 4096, 0), 1984);
+        Table::read(&disk).unwrap();
+    }
+    // Room behind it goes without it, as far as it reaches.
+    let mut disk = logical();
+    disk.put(6144 * 512 + 446 + 12, &6145_u32.to_le_bytes());
+    let table = Table::read(&disk).unwrap();
+    let writes = table.rewrite(&disk, 7 * MIB + 512, None).unwrap();
+    disk.apply(&writes, 7 * MIB + 512);
+    assert_eq!((ends(&disk)[2], count(&disk, 0, 1)), ((6, 7 * MIB + 512), 10241));
+    Table::read(&disk).unwrap();
+}
+
+#[test]
+fn boot_records_of_any_bytes_end_in_an_answer_or_a_sentence() {
+    let good = logical();
+    let mut state = 7_u64;
+    let mut draw = move |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        index(state >> 33) % below
+    };
+    let mut read = 0;
+    for _ in 0..3000 {
+        let mut disk = Place(good.0.clone());
+        for _ in 0..=draw(3) {
+            let at = [0, 4096 * 512, 6144 * 512][draw(3)] + 446 + draw(66);
+            disk.0[at] = [0, 1, 5, 0x0f, 0x10, 0x20, 0xff][draw(7)];
+        }
+        let Ok(table) = Table::read(&disk) else { continue };
+        read += 1;
+        for size in [512, MIB, 5 * MIB, 8 * MIB, 12 * MIB] {
+            for change in table.slots(disk.size()).iter().map(|slot| slot.partition.number) {
+                let _ = table.rewrite(&disk, size, Some((change, table.last_end(size)))).unwrap();
+            }
+            let _ = table.rewrite(&disk, size, None).unwrap();
+        }
+    }
+    assert!(read > 500, "{read}");
+}
+
 #[test]
 fn two_tables_at_once_are_refused() {
     let mut disk = gpt(512, 4 * MIB, 3 * MIB);

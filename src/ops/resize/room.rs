@@ -48,7 +48,8 @@ impl Room {
         Ok(Self {
             // What is moved is written into the layer of the work first.
             needs_bytes: kept + 2 * (moved + TABLES),
-            gives_back_bytes: added.map(|added| held.saturating_sub(kept + added.bytes + PARTITION_TABLES)),
+            gives_back_bytes: added
+                .map(|added| held.saturating_sub(kept + PARTITION_TABLES).saturating_sub(added.bytes)),
         })
     }
 }
@@ -72,9 +73,10 @@ fn added(changed: &Changed, disk: &Disk) -> Result<Option<Added>> {
         true => (block, 0),
         false => (block.next_multiple_of(unit) + unit, 2 * unit * length(moved_to.len() + 1)),
     };
-    let mut bytes = moved + edges + found.others * one + tables(known.iter().chain(&moved_to));
+    let others = found.others.saturating_mul(one);
+    let mut bytes = others.saturating_add(moved + edges + tables(known.iter().chain(&moved_to)));
     for range in known {
-        bytes += not_own(disk, range)?;
+        bytes = bytes.saturating_add(not_own(disk, range)?);
     }
     Ok(Some(Added { moved, bytes }))
 }
