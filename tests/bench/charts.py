@@ -2,8 +2,8 @@
 
     charts.py BENCHMARKS.md FOLDER [--check]
 
-A table is drawn when `<!-- chart: NAME | TITLE | KIND -->` stands above it; FOLDER/NAME.svg shows it as bars. KIND is `rows`: each row a
-group, the columns beginning with the second one its bars, named by the header; or `times`: rows of a job and its contenders,
+A table is drawn when `<!-- chart: NAME | TITLE | KIND -->` stands above it; FOLDER/NAME.svg shows it as bars. KIND is `rows` and numbers
+of columns: each row is a group, those columns are its bars, named by the header; or `times`: rows of a job and its contenders,
 whose last column says how many times ours they take. With --check nothing is written; it fails when a chart is not that of its table.
 """
 import html
@@ -14,7 +14,9 @@ import sys
 
 COLOURS = ("#1f6feb", "#d29922", "#2da44e", "#bf3989", "#8250df", "#6e7781", "#cf222e")
 TEXT = 'font-family="sans-serif" font-size="12" fill="#57606a"'
-LEFT, WIDTH, BAR, GAP, TOP = 330, 900, 14, 10, 56
+LEFT, WIDTH, BAR, GAP, TOP = 260, 900, 14, 10, 36
+# Characters of a label that there is room for.
+ROOM = 120
 
 
 def cells(line):
@@ -33,14 +35,15 @@ def tables(text):
         yield (*mark.groups()[:3], header, rows)
 
 
-def by_rows(header, rows):
+def by_rows(header, rows, columns):
     """Groups of bars: what each is of, and value by name."""
+    columns = list(columns)
     for row in rows:
-        bars = [(name, number(cell)) for name, cell in zip(header[1:], row[1:])]
-        yield row[0], [(name, value) for name, value in bars if value is not None]
+        bars = [(header[column], number(row[column])) for column in columns]
+        yield row[0].replace("`", ""), [(name, value) for name, value in bars if value is not None]
 
 
-def by_times(_, rows):
+def by_times(rows):
     group = None
     for job, contender, *_, times in rows:
         if job:
@@ -52,8 +55,13 @@ def by_times(_, rows):
     yield group
 
 
+def shortened(label):
+    return label if len(label) <= ROOM else f"{label[:ROOM]}…"
+
+
 def draw(title, kind, header, rows):
-    groups = list((by_times if kind == "times" else by_rows)(header, rows))
+    what, *columns = kind.split()
+    groups = list(by_times(rows) if what == "times" else by_rows(header, rows, map(int, columns)))
     values = [value for _, bars in groups for _, value in bars if value > 0]
     low, high = min(values), max(values)
     # What lies far apart is told by its order of magnitude.
@@ -65,22 +73,14 @@ def draw(title, kind, header, rows):
         return max(1, share * (WIDTH - LEFT - 90))
 
     names = list(dict.fromkeys(name for _, bars in groups for name, _ in bars))
-    own = kind == "times"
-    out, y = [], TOP if own else TOP + 18
-    if not own:
-        x = 10
-        for name in names:
-            colour = COLOURS[names.index(name) % len(COLOURS)]
-            out.append(f'<rect x="{x}" y="{TOP - 16}" width="10" height="10" fill="{colour}"/>')
-            out.append(f'<text x="{x + 14}" y="{TOP - 7}" {TEXT}>{html.escape(name)}</text>')
-            x += 34 + 7 * len(name)
+    out, y = [], TOP
     for label, bars in groups:
-        out.append(f'<text x="10" y="{y + 11}" {TEXT} font-weight="bold">{html.escape(label)}</text>')
-        y += 18 if own else 0
+        out.append(f'<text x="10" y="{y + 11}" {TEXT} font-weight="bold">{html.escape(shortened(label))}</text>')
+        y += 18
         for at, (name, value) in enumerate(bars):
-            colour = COLOURS[min(at, 1)] if own else COLOURS[names.index(name) % len(COLOURS)]
-            if own:
-                out.append(f'<text x="{LEFT - 8}" y="{y + 11}" {TEXT} text-anchor="end">{html.escape(name)}</text>')
+            # Contenders have their places; those of jobs are ours, and others.
+            colour = COLOURS[min(at, 1) if what == "times" else names.index(name) % len(COLOURS)]
+            out.append(f'<text x="{LEFT - 8}" y="{y + 11}" {TEXT} text-anchor="end">{html.escape(name)}</text>')
             out.append(f'<rect x="{LEFT}" y="{y}" width="{length(value):.0f}" height="{BAR - 2}" fill="{colour}"/>')
             out.append(f'<text x="{LEFT + length(value) + 5:.0f}" y="{y + 11}" {TEXT}>{value:,.10g}</text>')
             y += BAR
