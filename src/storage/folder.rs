@@ -179,11 +179,10 @@ impl Folder {
     /// # Errors
     /// The host's; `InvalidData` for a file of more than `limit` bytes.
     pub fn read_small(&self, below: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
-        let file = self.file(below, FileAccess::Read)?;
-        // With room for one more byte the end is found by one more read.
-        let expected = file.len()?.min(limit) + 1;
-        let mut bytes = Vec::with_capacity(index(expected));
-        file.file().take(limit + 1).read_to_end(&mut bytes)?;
+        // Room for nearly all of them: one read for the bytes, and one that finds the end.
+        const USUAL: u64 = 4096;
+        let mut bytes = Vec::with_capacity(index(limit.min(USUAL)));
+        self.file(below, FileAccess::Read)?.file().take(limit + 1).read_to_end(&mut bytes)?;
         if length(bytes.len()) > limit {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,

@@ -17,6 +17,14 @@ pub(super) struct Blocks {
     pub(super) freed: u64,
 }
 
+/// What a look at all clones shows.
+struct Looked {
+    /// The base versions that they stand on.
+    used: HashSet<(Name, u32)>,
+    /// Each with its blocks.
+    clones: Vec<(Clone, Result<Blocks>)>,
+}
+
 /// The blocks of the files `names` of a folder; those that are missing have none.
 #[allow(clippy::useless_conversion, reason = "the number of links has another width on other processors")]
 pub(super) fn of_files(folder: &Folder, names: &[String]) -> io::Result<Blocks> {
@@ -140,7 +148,7 @@ impl Store {
             let known = shared.entry((name.clone(), version));
             *known.or_insert_with(|| self.bytes_down(name, version).unwrap_or(0))
         };
-        let (used, clones) = self.looked_at(clones)?;
+        let Looked { used, clones } = self.looked_at(clones)?;
         for base in &bases {
             let used = unsure
                 || used.contains(&(base.name.clone(), base.version))
@@ -166,7 +174,7 @@ impl Store {
     }
 
     /// The base versions that clones stand on, and each clone's blocks; what vanishes meanwhile is left out of those.
-    fn looked_at(&self, clones: Vec<Clone>) -> Result<(HashSet<(Name, u32)>, Vec<(Clone, Result<Blocks>)>)> {
+    fn looked_at(&self, clones: Vec<Clone>) -> Result<Looked> {
         let (mut used, mut found) = (HashSet::new(), Vec::with_capacity(clones.len()));
         let looks = of_each(&clones, |clone| self.look_at(clone));
         for (clone, look) in clones.into_iter().zip(looks) {
@@ -180,7 +188,7 @@ impl Store {
                 Err(error) => return Err(error.at(format!("clone {}", clone.name))),
             }
         }
-        Ok((used, found))
+        Ok(Looked { used, clones: found })
     }
 
     /// The bases below a clone and its blocks, from one look into its folder.
