@@ -10,12 +10,14 @@
 . "$(dirname "$0")/lib.sh"
 need python3 qemu-img qemu-io
 
-rounds=3 jobs='' mib=512 out=''
+rounds=3 jobs='' mib=256 out=''
 while getopts r:j:m:o: option; do
     case $option in r) rounds=$OPTARG ;; j) jobs=$OPTARG ;; m) mib=$OPTARG ;; o) out=$OPTARG ;; *) exit 2 ;; esac
 done
+out=$(realpath -m "${out:-$root/target/bench-jobs.json}")
+COWSHED=$(realpath "$COWSHED")
+PATH=$(dirname "$COWSHED"):$PATH
 work_folder
-PATH=$(dirname "$(realpath "$COWSHED")"):$PATH
 image() { "$COWSHED" path "$1"; }
 
 cd "$work"
@@ -50,4 +52,4 @@ python3 "$here/mapped.py" "$(image mapped)"
 
 BASE=$(image base) WEB=$(image web) FLAT=$(image flat) FULL=$(image full) LARGE=$(image large) MAPPED=$(image mapped)
 export PATH BASE WEB FLAT FULL LARGE MAPPED FOLD
-python3 "$here/jobs.py" "$work" "$rounds" "$jobs" "${out:-$root/target/bench-jobs.json}"
+python3 "$here/jobs.py" "$work" "$rounds" "$jobs" "$out"
