@@ -34,6 +34,7 @@ merge-case: setup
 lint:
 	@$(CARGO) fmt --version >/dev/null && $(CARGO) clippy --version >/dev/null || rustup component add rustfmt clippy
 	$(CARGO) fmt --all --check
+	python3 tests/bench/charts.py docs/benchmarks.md docs/charts --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 # Many tests wait for disks and guests: more of them at once than there are processors.
@@ -65,6 +66,7 @@ bench: setup merge-case
 	COWSHED=$(abspath $(BINARY)) tests/bench/view.sh
 	COWSHED=$(abspath $(BINARY)) tests/bench/vhost.sh
 	COWSHED=$(abspath $(BINARY)) tests/bench/nbd.sh
+	python3 tests/bench/charts.py docs/benchmarks.md docs/charts
 
 install:
 	@test -x $(BINARY) || { echo "there is no $(BINARY) yet: run make build first" >&2; exit 1; }
