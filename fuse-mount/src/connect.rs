@@ -86,35 +86,14 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::view::look_of_mounter;
-    use crate::{Device, Opener, Stat};
-
-    struct Empty;
-
-    impl Source for Empty {
-        fn folders(&self) -> Vec<String> {
-            vec!["disks".to_owned()]
-        }
-
-        fn list(&self, _: &str) -> io::Result<Vec<String>> {
-            Ok(Vec::new())
-        }
-
-        fn stat(&self, _: &str, _: &str) -> io::Result<Stat> {
-            Err(io::ErrorKind::NotFound.into())
-        }
-
-        fn open(&self, _: &str, _: &str, _: Opener) -> io::Result<Arc<dyn Device>> {
-            Err(io::ErrorKind::NotFound.into())
-        }
-    }
+    use crate::names_only::NamesOnly;
 
     #[test]
     #[ignore = "tests/tools/uring.sh"]
     fn rings_that_the_kernel_refuses_end_the_mount_and_nobody_who_came_meanwhile_waits() {
         let folder = tempfile::tempdir().expect("folder");
         let dir = folder.path().canonicalize().expect("path");
-        let view = Arc::new(View::new(Empty, Empty.folders(), look_of_mounter(false)));
+        let view = Arc::new(NamesOnly::view());
         let options = Options { threads: 1, ..Options::default() };
         let queues = uring::queues().expect("a kernel that has it switched on");
         let stop = AtomicBool::new(false);

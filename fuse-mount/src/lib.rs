@@ -24,6 +24,8 @@ mod handles;
 mod inodes;
 mod mount;
 mod mount_table;
+#[cfg(test)]
+mod names_only;
 mod process;
 mod requests;
 mod transfer;

@@ -132,36 +132,9 @@ fn list<S: Source>(view: &View<S>, node: u64, request: Request<'_>) -> Result<us
 #[cfg(test)]
 mod tests {
     use std::hash::{BuildHasher, RandomState};
-    use std::io;
-    use std::sync::Arc;
 
     use super::*;
-    use crate::view::look_of_mounter;
-    use crate::{Device, Opener, Stat};
-
-    struct Empty;
-
-    impl Source for Empty {
-        fn folders(&self) -> Vec<String> {
-            vec!["disks".to_owned()]
-        }
-
-        fn list(&self, _: &str) -> io::Result<Vec<String>> {
-            Ok(vec!["a".to_owned(), "b".repeat(200)])
-        }
-
-        fn stat(&self, _: &str, _: &str) -> io::Result<Stat> {
-            Err(io::ErrorKind::NotFound.into())
-        }
-
-        fn open(&self, _: &str, _: &str, _: Opener) -> io::Result<Arc<dyn Device>> {
-            Err(io::ErrorKind::NotFound.into())
-        }
-    }
-
-    fn view() -> View<Empty> {
-        View::new(Empty, Empty.folders(), look_of_mounter(false))
-    }
+    use crate::names_only::NamesOnly;
 
     /// A request as the kernel writes it, in a header that an earlier request has left full.
     fn header(opcode: u32, node: u64, arguments: &[u8], payload: usize) -> Vec<u8> {
@@ -178,7 +151,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_did_not_write_is_not_read() {
-        let view = view();
+        let view = NamesOnly::view();
         let mut payload = b"disks\0".to_vec();
         payload.resize(4096, 0xff);
         let ask = |header: &[u8], payload: &mut [u8]| answer(&view, Request { header, payload });
@@ -201,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_folder_is_listed_in_as_many_answers_as_it_takes() {
-        let view = view();
+        let view = NamesOnly::view();
         let mut from = 0u64;
         let mut lens = Vec::new();
         loop {
@@ -226,7 +199,7 @@ mod tests {
     fn no_bytes_make_it_panic() {
         let seed = RandomState::new().hash_one(0);
         println!("seed {seed}");
-        let (view, mut state) = (view(), seed | 1);
+        let (view, mut state) = (NamesOnly::view(), seed | 1);
         let mut random = move || {
             state ^= state << 13;
             state ^= state >> 7;
