@@ -28,7 +28,7 @@ JOBS = {
     "first write 4k, 2 threads": ("new", "touch", 4 * KIB, 2),
     "first write 64k": ("new", "touch", 64 * KIB, 1),
 }
-SIZES = {"own": 512 * MIB, "fresh": 512 * MIB, "new": 4 * GIB}
+SIZES = {"own": 512 * MIB, "fresh": 512 * MIB, "new": 2 * GIB}
 # Engine of the load program, and whether the clone has plain L2 tables.
 ENGINES = {
     "raw": ("raw", False), "cowshed": ("cowshed", False), "store": ("store", False), "plain": ("cowshed", True),

@@ -19,7 +19,7 @@ done
 work_folder
 
 noise "$work/noise.raw" 512
-truncate -s 4G "$work/empty.raw"
+truncate -s 2G "$work/empty.raw"
 truncate -s 512M "$work/limit.raw"
 fill raw "$work/limit.raw" 512 64 64 1
 qemu-img convert -O qcow2 "$work/noise.raw" "$work/alone.qcow2"
