@@ -46,7 +46,7 @@ test: setup guest merge-case lint
 	fi
 	CARGO=$(CARGO) tests/tools/uring.sh
 	$(CARGO) test --workspace --locked --doc
-	COWSHED_SCHEDULES=$${COWSHED_SCHEDULES:-3000} tests/tools/models.sh
+	COWSHED_SCHEDULES=$${COWSHED_SCHEDULES:-1500} tests/tools/models.sh
 	tests/tools/tsan.sh
 
 soak: setup guest
