@@ -147,12 +147,20 @@ def prepare(folder, contender, clone, cold):
                                   check=True, capture_output=True, text=True).stdout
             files = [image["filename"] for image in json.loads(info)]
         for path in files:
-            subprocess.run(["dd", f"if={path}", "of=/dev/null", "bs=1M", "count=1100", "status=none"], check=True)
+            warm(path)
     for _ in range(20):
         before = busy()
         time.sleep(0.3)
         if busy() - before < 0.2 * 0.3 * os.cpu_count():
             break
+
+
+def warm(path):
+    """Reads the first GiB page by page: what the kernel reads ahead it keeps in larger pieces, and changing a bit of those is slow."""
+    with open(path, "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        for at in range(0, min(os.path.getsize(path), 1100 << 20), 1 << 16):
+            os.pread(file.fileno(), 1 << 16, at)
 
 
 def busy():
