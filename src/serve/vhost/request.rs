@@ -164,9 +164,10 @@ impl<'a> Worker<'a> {
                 let runs = from.runs(memory, len).map_err(|_| io::Error::from_raw_os_error(libc::EFAULT))?;
                 file.write_volatile(&runs, host)
             };
-            at = at + self.export.write_owned(at, end - at, &mut straight)?;
-            if at >= end {
-                break;
+            let written = self.export.write_owned(at, end - at, &mut straight)?;
+            if written > 0 {
+                at = at + written;
+                continue;
             }
             let piece = &mut self.bounce[..index((end - at).min(length(PIECE)))];
             from.read(memory, piece)?;
