@@ -4,11 +4,13 @@
 //! however long the layers under it are.
 
 mod raw;
+mod silent;
 mod walk;
 
 use crate::error::{Error, Result};
 use crate::qcow2::{Below, Compacted, Extent, GoOn, Image, Packed, Piece, Put, Reader, Source};
 use crate::units::{GuestOffset, HostOffset, MIB, length};
+use silent::Silent;
 use std::ops::Range;
 
 pub use raw::RawLayer;
@@ -45,6 +47,8 @@ pub struct DiskExtent {
 #[derive(Debug)]
 pub struct Disk {
     layers: Vec<Layer>,
+    /// Of the layers under the top one.
+    silent: Option<Silent>,
 }
 
 /// The layers under another one.
@@ -66,6 +70,28 @@ impl Below for Chain<'_> {
     }
 }
 
+/// The layers under the top one of a disk.
+struct Under<'a> {
+    chain: Chain<'a>,
+    silent: Option<&'a Silent>,
+}
+
+impl Below for Under<'_> {
+    fn read_to(&self, reader: &mut dyn Reader, mut at: GuestOffset, mut len: u64) -> Result<()> {
+        let Some(silent) = self.silent else { return self.chain.read_to(reader, at, len) };
+        while len > 0 && at.0 < self.size() {
+            let (first, run) = silent.begin(self.chain.0, at, len);
+            Chain(&self.chain.0[first..]).read_to(reader, at, run)?;
+            (at, len) = (at + run, len - run);
+        }
+        if len > 0 { reader.take(Piece::Zeros(len)) } else { Ok(()) }
+    }
+
+    fn size(&self) -> u64 {
+        self.chain.size()
+    }
+}
+
 impl Layer {
     /// A layer that is a qcow2 image.
     #[must_use]
@@ -79,6 +105,13 @@ impl Layer {
         match self {
             Self::Raw(raw) => raw.size(),
             Self::Qcow2(image) => image.virtual_size(),
+        }
+    }
+
+    fn is_writable(&self) -> bool {
+        match self {
+            Self::Raw(raw) => raw.is_writable(),
+            Self::Qcow2(image) => image.is_writable(),
         }
     }
 
@@ -138,13 +171,16 @@ impl Disk {
         if layers.is_empty() {
             return Err(Error::invalid("a disk has at least one layer"));
         }
-        let images = images(&layers).count();
+        // What is known of several lower layers takes as much memory as one image.
+        let shares = images(&layers).count() + usize::from(layers.len() > 2);
+        let mut share = 0;
         for layer in &mut layers {
             if let Layer::Qcow2(image) = layer {
-                image.share_memory(images);
+                share = image.share_memory(shares);
             }
         }
-        Ok(Self { layers })
+        let silent = Silent::new(&layers[1..], share);
+        Ok(Self { layers, silent })
     }
 
     /// The layers, top first.
@@ -159,8 +195,8 @@ impl Disk {
         self.layers[0].size()
     }
 
-    fn below(&self) -> Chain<'_> {
-        Chain(&self.layers[1..])
+    fn below(&self) -> Under<'_> {
+        Under { chain: Chain(&self.layers[1..]), silent: self.silent.as_ref() }
     }
 
     fn check_range(&self, at: GuestOffset, len: u64) -> Result<()> {

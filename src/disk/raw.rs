@@ -55,6 +55,10 @@ impl RawLayer {
         Piece::Stored { file: &self.storage, at: HostOffset(at.0), len, doing: "reading a raw image" }
     }
 
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
     fn writable(&self) -> Result<&Latch> {
         if self.writable {
             Ok(&self.storage)

@@ -83,9 +83,14 @@ impl Image {
         })
     }
 
-    /// The image is one of `images` in a chain, which share the memory for L2 tables.
-    pub(crate) fn share_memory(&mut self, images: usize) {
-        self.tables.share(images);
+    /// The image is one of `images` in a chain, which share the memory for L2 tables. Returns how many bytes it may use.
+    pub(crate) fn share_memory(&mut self, images: usize) -> u64 {
+        self.tables.share(images)
+    }
+
+    /// Whether it is open for writing.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writer.is_some()
     }
 
     /// Bytes of the L1 table, which is in memory as long as the image is open.

@@ -103,9 +103,11 @@ impl Tables {
         }
     }
 
-    /// The image is one of `images` in a chain: together they keep at most twice as much as one alone.
-    pub(super) fn share(&mut self, images: usize) {
+    /// The image is one of `images` in a chain: together they keep at most twice as much as one alone. Returns how many bytes are
+    /// this one's.
+    pub(super) fn share(&mut self, images: usize) -> u64 {
         self.most_slices = self.most_slices.min(2 * self.most_slices / images.max(1)).max(FEWEST_SLICES);
+        length(self.most_slices) * self.geometry.slice_entries() * self.geometry.entry_size()
     }
 
     /// No slices, and the same room for them: what is in memory says nothing of the file any more.
