@@ -3,12 +3,44 @@
 use crate::error::{Error, Kind, Result};
 use crate::qcow2::{Piece, Reader, Source};
 use crate::storage::{Latch, Storage};
-use crate::units::{GuestOffset, HostOffset, KIB};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::units::{GuestOffset, HostOffset, KIB, MIB, index};
 use std::sync::Arc;
 
 /// Reads of so many bytes ask the host for holes first: reading a hole takes as long as reading data, and fills the page
 /// cache with zeros.
 const WORTH_ASKING: u64 = 64 * KIB;
+
+/// The part of the file that has one word of [`Stored`], over and over.
+const SHARE: u64 = 16 * MIB;
+/// What a word of [`Stored`] counts in.
+const UNIT: u64 = WORTH_ASKING;
+
+/// Runs that the host stores bytes for, as it said last: a large file has few, and asking for one takes three calls. A
+/// run that is a hole by now is read as it is, so nothing that is kept can be wrong.
+#[derive(Debug)]
+struct Stored([AtomicU64; 64]);
+
+impl Stored {
+    fn word(&self, at: u64) -> &AtomicU64 {
+        &self.0[index(at / SHARE) % self.0.len()]
+    }
+
+    /// Bytes from `at` on that are known to be stored.
+    fn len_at(&self, at: u64) -> u64 {
+        let word = self.word(at).load(Ordering::Relaxed);
+        let (first, end) = (word >> 32, word & u64::from(u32::MAX));
+        if first <= at / UNIT { (end * UNIT).saturating_sub(at) } else { 0 }
+    }
+
+    /// Keeps the whole units of a run.
+    fn keep(&self, at: u64, len: u64) {
+        let (first, end) = (at.div_ceil(UNIT), at.saturating_add(len) / UNIT);
+        if let (Ok(first), Ok(end)) = (u32::try_from(first), u32::try_from(end)) {
+            self.word(at).store(u64::from(first) << 32 | u64::from(end), Ordering::Relaxed);
+        }
+    }
+}
 
 /// A raw file.
 #[derive(Debug)]
@@ -16,6 +48,7 @@ pub struct RawLayer {
     storage: Latch,
     size: u64,
     writable: bool,
+    known: Stored,
 }
 
 impl RawLayer {
@@ -25,7 +58,8 @@ impl RawLayer {
     /// The host's.
     pub fn new(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
         let size = storage.len().map_err(|e| Error::io("reading the length of a raw image", e))?;
-        Ok(Self { storage: Latch::new(storage), size, writable })
+        let known = Stored(std::array::from_fn(|_| AtomicU64::new(0)));
+        Ok(Self { storage: Latch::new(storage), size, writable, known })
     }
 
     /// Size in bytes.
@@ -36,19 +70,30 @@ impl RawLayer {
 
     pub(super) fn read_to(&self, reader: &mut dyn Reader, mut at: GuestOffset, mut len: u64) -> Result<()> {
         while len >= WORTH_ASKING {
-            let (run, source) = self.extent(at)?;
+            let (run, data) = self.run(at)?;
             // Small pieces are read at once: asking for each would take longer.
             if run < WORTH_ASKING {
                 break;
             }
             let run = run.min(len);
-            match source {
-                Source::Data(_) => reader.take(self.stored(at, run))?,
-                _ => reader.take(Piece::Zeros(run))?,
-            }
+            reader.take(if data { self.stored(at, run) } else { Piece::Zeros(run) })?;
             (at, len) = (GuestOffset(at.0 + run), len - run);
         }
         if len > 0 { reader.take(self.stored(at, len)) } else { Ok(()) }
+    }
+
+    /// How many bytes from `at` on are alike, as far as that matters for a read, and whether they are stored.
+    fn run(&self, at: GuestOffset) -> Result<(u64, bool)> {
+        let known = self.known.len_at(at.0);
+        if known >= WORTH_ASKING {
+            return Ok((known, true));
+        }
+        let (len, source) = self.extent(at)?;
+        let data = matches!(source, Source::Data(_));
+        if data {
+            self.known.keep(at.0, len);
+        }
+        Ok((len, data))
     }
 
     fn stored(&self, at: GuestOffset, len: u64) -> Piece<'_> {
@@ -98,7 +143,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::storage::Memory;
-    use crate::units::{index, length};
+    use crate::units::length;
 
     /// What a reader was given: how many zeros, and how many bytes of the file.
     #[derive(Default)]
@@ -157,5 +202,27 @@ mod tests {
         }
         // Not worth a question.
         assert_eq!(given(&layer, 0, 4096).stored, [(0, 4096)]);
+    }
+
+    #[test]
+    fn a_run_that_is_known_is_not_asked_for_again_and_may_change() {
+        let file = Arc::new(Memory::default());
+        file.set_len(100 * SHARE).unwrap();
+        let run = 70_000..70_000 + SHARE * 3 / 2;
+        file.write_at(&vec![7; index(run.end - run.start)], HostOffset(run.start)).unwrap();
+        let layer = RawLayer::new(file.clone(), false).unwrap();
+        let known = |at: u64| layer.known.len_at(at);
+        assert_eq!(known(2 * UNIT), 0, "nothing was asked");
+        given(&layer, run.start, UNIT);
+        let first = run.start.next_multiple_of(UNIT);
+        // The host counts in pages, the layer in whole units.
+        let end = run.end.next_multiple_of(4096) / UNIT * UNIT;
+        assert_eq!((known(first), known(first + 5)), (end - first, end - first - 5));
+        assert_eq!((known(first - 1), known(64 * SHARE)), (0, 0));
+        file.punch(HostOffset(first), MIB).unwrap();
+        let (seen, mut expected) = (given(&layer, first, 2 * SHARE), vec![9; index(2 * SHARE)]);
+        file.read_at(&mut expected, HostOffset(first)).unwrap();
+        assert!(seen.bytes == expected);
+        assert_eq!(seen.stored[0], (first, end - first), "read as it is");
     }
 }
