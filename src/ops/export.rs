@@ -6,7 +6,7 @@ use super::scan::{Early, Flat, Sink, copy};
 use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::qcow2::{self, CreateOptions, Image, OpenOptions};
-use crate::storage::{Advice, HostFile, Storage};
+use crate::storage::{HostFile, Storage};
 use crate::store::{Access, DiskFormat, Store, Target};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,7 +65,7 @@ fn refuse_inside(store: &Store, out: &Path) -> Result<()> {
 
 /// Copies what is not zero to `sink`, whose bytes are those of `file`.
 fn copy_to(sink: &dyn Sink, from: &Disk, file: &HostFile, progress: &dyn Progress) -> Result<()> {
-    copy(from, from.size(), &Early::new(sink, &|| file.advise(Advice::Write)), progress)
+    copy(from, from.size(), &Early::new(sink, file), progress)
 }
 
 fn write_qcow2(from: &Disk, file: &Arc<HostFile>, progress: &dyn Progress) -> Result<()> {

@@ -4,7 +4,7 @@ use super::Progress;
 use super::scan::{Against, Early, Flat, Sink, scan, scan_against};
 use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
-use crate::storage::{Advice, Storage};
+use crate::storage::Storage;
 use crate::store::{BLOCK, BlockSum, DISK_MAX, DiskFormat, Finished, NewBase, OpenDisk};
 use crate::units::{GuestOffset, SECTOR, index, length};
 use crate::zero::is_zero;
@@ -72,9 +72,7 @@ fn store_whole(disk: &Disk, new: &NewBase, progress: &dyn Progress) -> Result<Fi
     let out = new.create_disk(DiskFormat::Raw)?;
     out.set_len(size).map_err(|error| Error::io(format!("cannot make a file of {size} bytes"), error))?;
     let mut list = new.create_sums()?;
-    let (flat, begin_writing) = (Flat(&out), || out.advise(Advice::Write));
-    let sink = Early::new(&flat, &begin_writing);
-    let sums = scan(disk, size, &sink, progress, &mut |sum| list.push(sum))?;
+    let sums = scan(disk, size, &Early::new(&Flat(&out), &out), progress, &mut |sum| list.push(sum))?;
     Ok(Finished { format: DiskFormat::Raw, is_delta: false, size, sums, list })
 }
 
@@ -91,8 +89,7 @@ pub(super) fn store_delta(
     let delta = new.create_delta(size)?;
     let mut list = new.create_sums()?;
     let (sink, file) = (Delta::new(&delta.disk), new.open_disk(DiskFormat::Qcow2)?);
-    let begin_writing = || file.advise(Advice::Write);
-    let early = Early::new(&sink, &begin_writing);
+    let early = Early::new(&sink, &file);
     let against = Against { disk: &before.disk, shared: before.shared_with(files), exact: false };
     let mut data = 0;
     let sums = scan_against(disk, against, size, &early, progress, &mut |sum: &BlockSum| {

@@ -9,7 +9,7 @@ use super::{Access, BaseId, BaseRef, Checkpoint, Name, OpenDisk, Operation, Stor
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::qcow2::BackingName;
-use crate::storage::{Advice, HostFile, Storage};
+use crate::storage::{HostFile, Storage};
 use std::path::{Path, PathBuf};
 
 /// A clone that nobody else has open, with an empty layer over another base version; nothing is changed before
@@ -86,9 +86,9 @@ impl Rebase {
         &self.new.disk
     }
 
-    /// Has the host begin to write the new layer: publishing it waits for less.
-    pub(crate) fn begin_writing(&self) {
-        self.file.advise(Advice::Write);
+    /// The file of the new layer.
+    pub(crate) fn file(&self) -> &dyn Storage {
+        &self.file
     }
 
     /// The files of the clone as it is, the top first.

@@ -7,7 +7,7 @@ use super::{Access, BaseId, Name, OpenDisk, Store};
 use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::qcow2::BackingName;
-use crate::storage::{Advice, Folder, HostFile, Storage};
+use crate::storage::{Folder, HostFile, Storage};
 
 /// A clone's disk as it is, and an empty layer that shall show the same and stands on less.
 #[derive(Debug)]
@@ -68,9 +68,9 @@ impl Union {
         self.new.shared_with(self.old.files())
     }
 
-    /// Has the host begin to write the new layer.
-    pub(crate) fn begin_writing(&self) {
-        self.file.advise(Advice::Write);
+    /// The file of the new layer.
+    pub(crate) fn file(&self) -> &dyn Storage {
+        &self.file
     }
 
     /// The file of the new layer, durable with its times: they are part of a checkpoint's fingerprint.

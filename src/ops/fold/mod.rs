@@ -77,7 +77,7 @@ pub fn plan(store: &Store, clone: &Name, number: u32) -> Result<Removed> {
 /// Fills the new layer.
 pub(super) fn copy(union: &Union, progress: &dyn Progress) -> Result<()> {
     let against = Against { disk: union.fresh(), shared: union.shared(), exact: false };
-    let (delta, begin_writing) = (Delta::new(union.fresh()), || union.begin_writing());
-    let sink = Early::new(&delta, &begin_writing);
+    let delta = Delta::new(union.fresh());
+    let sink = Early::new(&delta, union.file());
     difference_in(union.old(), against, 0..union.fresh().size(), &sink, progress)
 }

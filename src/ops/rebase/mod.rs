@@ -236,10 +236,9 @@ fn fill(
 ) -> Result<bool> {
     match request.strategy {
         Strategy::Keep => {
-            let begin_writing = || work.begin_writing();
             let delta = Delta::new(work.fresh());
             let against = Against { disk: work.fresh(), shared: work.shared(), exact: true };
-            difference(work.old(), against, &Early::new(&delta, &begin_writing), progress)?;
+            difference(work.old(), against, &Early::new(&delta, work.file()), progress)?;
             report.own_bytes = Some(delta.bytes());
         }
         Strategy::Replace => report.own_bytes = Some(0),

@@ -2,23 +2,24 @@
 
 use super::Sink;
 use crate::error::Result;
+use crate::storage::{Advice, Storage};
 use crate::units::{MIB, length};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// From so many bytes on it is worth the host's while to begin to write them.
 const WORTH_WRITING: u64 = 8 * MIB;
 
-/// The same as `sink`, but `begin_writing` is called now and then: it has the host write what is there.
+/// The same as `sink`, but the host is told now and then to write what is there of the file that the bytes go to.
 pub(in crate::ops) struct Early<'a> {
     sink: &'a dyn Sink,
-    begin_writing: &'a (dyn Fn() + Sync),
+    file: &'a dyn Storage,
     /// Bytes that the host was not yet told to write.
     waiting: AtomicU64,
 }
 
 impl<'a> Early<'a> {
-    pub(in crate::ops) fn new(sink: &'a dyn Sink, begin_writing: &'a (dyn Fn() + Sync)) -> Self {
-        Self { sink, begin_writing, waiting: AtomicU64::new(0) }
+    pub(in crate::ops) fn new(sink: &'a dyn Sink, file: &'a dyn Storage) -> Self {
+        Self { sink, file, waiting: AtomicU64::new(0) }
     }
 }
 
@@ -39,7 +40,7 @@ impl Sink for Early<'_> {
     fn more(&self) {
         if self.waiting.load(Ordering::Relaxed) >= WORTH_WRITING {
             self.waiting.store(0, Ordering::Relaxed);
-            (self.begin_writing)();
+            self.file.advise(Advice::Write);
         }
     }
 }
