@@ -247,7 +247,7 @@ fn dropped_ranges_give_their_bytes_back_and_the_file_ends_with_what_it_holds() {
     let mut disk = images::open(&path, true);
     disk.write(&Rng::new(1).bytes(SIZE as usize), GuestOffset(0)).unwrap();
     disk.flush().unwrap();
-    let host_bytes = || images::host_file(&path, false).allocated().unwrap();
+    let host_bytes = || images::host_bytes(&path);
     let full = host_bytes();
     // Off every border: whole subclusters go, the two that are cut stay.
     let dropped = uncover(&disk, 100..SIZE / 2 + 100);
@@ -577,7 +577,7 @@ fn figures_of_a_clone_with_rewritten_data() {
     }
     disk.close().unwrap();
     drop(disk);
-    let bytes = |name: &str| images::host_file(&folder.path().join(name), false).allocated().unwrap() >> 10;
+    let bytes = |name: &str| images::host_bytes(&folder.path().join(name)) >> 10;
     let before = bytes("t.qcow2");
     let content = qemu::convert(&path);
     std::fs::copy(&path, folder.path().join("q.qcow2")).unwrap();

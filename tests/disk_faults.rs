@@ -292,9 +292,6 @@ impl Storage for Panicking {
     fn run_at(&self, at: HostOffset) -> io::Result<Run> {
         self.inner.run_at(at)
     }
-    fn allocated(&self) -> io::Result<u64> {
-        self.inner.allocated()
-    }
 }
 
 #[test]

@@ -85,9 +85,6 @@ impl Storage for Interrupted {
     fn run_at(&self, at: HostOffset) -> io::Result<Run> {
         self.inner.run_at(at)
     }
-    fn allocated(&self) -> io::Result<u64> {
-        self.inner.allocated()
-    }
 }
 
 #[test]

@@ -92,10 +92,6 @@ impl Storage for Gate {
     fn run_at(&self, at: HostOffset) -> io::Result<Run> {
         self.file.run_at(at)
     }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.file.allocated()
-    }
 }
 
 /// A server in this process.

@@ -219,10 +219,6 @@ impl Storage for File {
     fn run_at(&self, at: HostOffset) -> io::Result<Run> {
         Ok(Run { len: u64::MAX - at.0, data: true })
     }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.len()
-    }
 }
 
 /// An image without any L2 table, cut behind its last structure, so that whatever is allocated lies past its end.

@@ -58,8 +58,4 @@ impl Storage for Device {
         }
         Ok(Run { len: self.len - at.0, data: true })
     }
-
-    fn allocated(&self) -> io::Result<u64> {
-        Ok(self.len)
-    }
 }

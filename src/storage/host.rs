@@ -4,7 +4,7 @@ use super::seal::forget_cached;
 use super::watch::{self, Change, Watcher};
 use super::{Advice, Run, Storage, seal, volatile};
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::units::{HostOffset, SECTOR, length};
+use crate::units::{HostOffset, length};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::sys::stat::{Mode, fchmod};
@@ -12,7 +12,7 @@ use nix::unistd::{Whence, lseek64};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use vm_memory::VolatileSlice;
 
 /// A host file, read and written through the page cache at explicit offsets.
@@ -202,10 +202,6 @@ impl Storage for HostFile {
         }
         let hole = lseek64(&self.file, signed(at.0)?, Whence::SeekHole)?.unsigned_abs();
         Ok(Run { len: hole.clamp(at.0 + 1, end.max(at.0 + 1)) - at.0, data: true })
-    }
-
-    fn allocated(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.blocks() * SECTOR)
     }
 }
 

@@ -130,10 +130,6 @@ impl Storage for Latch {
     fn run_at(&self, at: HostOffset) -> io::Result<Run> {
         self.inner.run_at(at)
     }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.inner.allocated()
-    }
 }
 
 #[cfg(test)]

@@ -214,8 +214,4 @@ impl Storage for Memory {
         };
         Ok(Run { len: end.min(state.len) - at.0, data })
     }
-
-    fn allocated(&self) -> io::Result<u64> {
-        Ok(length(self.state.lock().pages.len()) * PAGE)
-    }
 }

@@ -117,10 +117,4 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// The host's error.
     fn run_at(&self, at: HostOffset) -> io::Result<Run>;
-
-    /// Bytes that the host has set aside for the file.
-    ///
-    /// # Errors
-    /// The host's error.
-    fn allocated(&self) -> io::Result<u64>;
 }

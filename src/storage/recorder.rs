@@ -100,8 +100,4 @@ impl Storage for Recorder {
     fn run_at(&self, at: HostOffset) -> io::Result<Run> {
         self.inner.run_at(at)
     }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.inner.allocated()
-    }
 }

@@ -6,6 +6,7 @@ use cowshed::qcow2::{CheckReport, Image, OpenOptions};
 use cowshed::storage::{HostFile, Storage};
 use cowshed::units::{GuestOffset, SECTOR};
 use std::fs::OpenOptions as FileOptions;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,6 +29,11 @@ pub fn host_file(path: &Path, writable: bool) -> Arc<dyn Storage> {
 pub fn new_file(path: &Path) -> Arc<dyn Storage> {
     let file = FileOptions::new().read(true).write(true).create_new(true).open(path);
     Arc::new(HostFile::new(file.unwrap_or_else(|error| panic!("{}: {error}", path.display()))))
+}
+
+/// Bytes that the host has set aside for a file.
+pub fn host_bytes(path: &Path) -> u64 {
+    std::fs::metadata(path).unwrap().blocks() * SECTOR
 }
 
 /// Opens the image at `path` and everything below it, as its headers name it.

@@ -125,10 +125,6 @@ impl Storage for Mortal {
     fn run_at(&self, at: HostOffset) -> io::Result<Run> {
         self.file.run_at(at)
     }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.file.allocated()
-    }
 }
 
 /// The place of the log as such a process sees it.

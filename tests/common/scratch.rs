@@ -204,11 +204,6 @@ impl Storage for Scratch {
         let end = (((page + rest) * PAGE) as u64).min(len);
         Ok(Run { len: end - at.0, data })
     }
-
-    fn allocated(&self) -> io::Result<u64> {
-        let state = self.0.lock().unwrap();
-        Ok(state.now.present.iter().filter(|present| **present).count() as u64 * PAGE as u64)
-    }
 }
 
 #[cfg(test)]

@@ -167,10 +167,6 @@ impl Storage for Sealed {
     fn run_at(&self, at: HostOffset) -> io::Result<Run> {
         Ok(Run { len: self.bytes.len() as u64 - at.0, data: true })
     }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.len()
-    }
 }
 
 fn take_turn(turn: Option<&shuttle::sync::Mutex<()>>) {
@@ -249,9 +245,5 @@ impl Storage for Medium {
         let len = self.len()?;
         let data = at.0 < len;
         Ok(Run { len: if data { len } else { u64::MAX } - at.0, data })
-    }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.len()
     }
 }

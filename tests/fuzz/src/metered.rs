@@ -62,7 +62,4 @@ impl Storage for Metered {
         self.tick();
         self.memory.run_at(at)
     }
-    fn allocated(&self) -> io::Result<u64> {
-        self.memory.allocated()
-    }
 }
