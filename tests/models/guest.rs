@@ -195,6 +195,29 @@ impl Guest {
         Self::over(start, medium, disk, Some(place))
     }
 
+    /// A guest over two more layers, the lower one of which has `sectors` of the base, and the base has them no more.
+    pub fn deep(start: &Start, sectors: &[u64]) -> Self {
+        let (lower, mut bottom) = (Medium::quiet(start.image.clone()), start.base.to_vec());
+        let writer = open(lower.clone(), Sealed::quiet(start.base.clone()));
+        for sector in sectors {
+            writer.write(&sector_of(BASE | sector), GuestOffset(sector * SECTOR)).unwrap();
+            bottom[(sector * SECTOR) as usize..][..SECTOR as usize].fill(0xee);
+        }
+        writer.close().unwrap();
+        let fixed = |bytes: Vec<u8>| {
+            let options = OpenOptions { writable: false, ..OPTIONS };
+            Layer::qcow2(Image::open(Sealed::new(bytes.into()), options).unwrap())
+        };
+        let medium = Medium::new(start.image.clone());
+        let chain = vec![
+            Layer::qcow2(Image::open(medium.clone(), OPTIONS).unwrap()),
+            fixed(start.image.clone()),
+            fixed(lower.bytes()),
+            Layer::Raw(RawLayer::new(Sealed::new(bottom.into()), false).unwrap()),
+        ];
+        Self::over(start, medium, Disk::new(chain).unwrap(), None)
+    }
+
     fn over(start: &Start, medium: Arc<Medium>, disk: Disk, place: Option<Arc<Place>>) -> Self {
         let (base, checked) = (start.base.clone(), one_of_eight());
         Self { disk, medium, base, place, cuts: Mutex::default(), checked, log: Mutex::default() }
@@ -362,6 +385,11 @@ pub fn at_once(start: &Start, parts: &[Part<'_>]) {
 pub fn after(start: &Start, first: Part<'_>, parts: &[Part<'_>]) {
     let guest = Guest::new(start);
     first(&guest);
+    cut_beside(guest, parts);
+}
+
+/// Runs the parts on a disk of its own as threads at once, and a cut of the power beside them.
+pub fn cut_beside(guest: Guest, parts: &[Part<'_>]) {
     let cut = beside(&guest, parts, Guest::cut);
     guest.assert_survived(cut);
     guest.finish();
