@@ -28,12 +28,18 @@ for base in noise empty; do
     "$COWSHED" import "$work/$base.raw" --name "$base" --format raw >/dev/null
     rm "$work/$base.raw"
 done
-"$COWSHED" clone noise own-wide fresh-wide >/dev/null
-"$COWSHED" clone --compat noise own-plain fresh-plain >/dev/null
+"$COWSHED" clone noise own-wide fresh-wide deep-wide >/dev/null
+"$COWSHED" clone --compat noise own-plain fresh-plain deep-plain >/dev/null
 for clone in own-wide own-plain; do
     fill qcow2 "$("$COWSHED" path "$clone")" 512 64 64 1
+done
+for number in $(seq 15); do
+    for clone in deep-wide deep-plain; do
+        fill qcow2 "$("$COWSHED" path "$clone")" 512 4096 64 "$number"
+        "$COWSHED" checkpoint "$clone" >/dev/null
+    done
 done
 sync
 export COWSHED LOAD
 python3 "$here/engine.py" "$work" "$rounds" "$seconds" "${out:-$root/target/bench-engine.json}"
-for clone in own-wide own-plain; do qemu-img check -q "$("$COWSHED" path "$clone")"; done
+for clone in own-wide own-plain deep-wide deep-plain; do qemu-img check -q "$("$COWSHED" path "$clone")"; done
