@@ -15,15 +15,16 @@ const WORTH_ASKING: u64 = 64 * KIB;
 const SHARE: u64 = 16 * MIB;
 /// What a word of [`Stored`] counts in.
 const UNIT: u64 = WORTH_ASKING;
+const WORDS: u64 = 64;
 
 /// Runs that the host stores bytes for, as it said last: a large file has few, and asking for one takes three calls. A
 /// run that is a hole by now is read as it is, so nothing that is kept can be wrong.
 #[derive(Debug)]
-struct Stored([AtomicU64; 64]);
+struct Stored(Box<[AtomicU64]>);
 
 impl Stored {
     fn word(&self, at: u64) -> &AtomicU64 {
-        &self.0[index(at / SHARE) % self.0.len()]
+        &self.0[index(at / SHARE % WORDS)]
     }
 
     /// Bytes from `at` on that are known to be stored.
@@ -58,7 +59,7 @@ impl RawLayer {
     /// The host's.
     pub fn new(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
         let size = storage.len().map_err(|e| Error::io("reading the length of a raw image", e))?;
-        let known = Stored(std::array::from_fn(|_| AtomicU64::new(0)));
+        let known = Stored((0..WORDS).map(|_| AtomicU64::new(0)).collect());
         Ok(Self { storage: Latch::new(storage), size, writable, known })
     }
 
@@ -218,7 +219,7 @@ mod tests {
         // The host counts in pages, the layer in whole units.
         let end = run.end.next_multiple_of(4096) / UNIT * UNIT;
         assert_eq!((known(first), known(first + 5)), (end - first, end - first - 5));
-        assert_eq!((known(first - 1), known(64 * SHARE)), (0, 0));
+        assert_eq!((known(first - 1), known(WORDS * SHARE)), (0, 0));
         file.punch(HostOffset(first), MIB).unwrap();
         let (seen, mut expected) = (given(&layer, first, 2 * SHARE), vec![9; index(2 * SHARE)]);
         file.read_at(&mut expected, HostOffset(first)).unwrap();
