@@ -4,42 +4,53 @@
 #[path = "common/cli.rs"]
 mod common;
 
-use common::store::{file_digest, qemu_check};
-use common::{Shed, until};
+use common::store::{file_digest, must, qemu_check};
+use common::{Shed, one_line, until};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
-/// A boot sector for a BIOS.
+/// A boot sector for a BIOS, which powers off when it has written.
 fn boot_sector() -> [u8; 512] {
-    let code = [
+    boot_sector_with(&[
+        0xba, 0x04, 0x06, // mov dx, 0x604: power management of this machine
+        0xb8, 0x00, 0x20, // mov ax, 0x2000: off
+        0xef, // out dx, ax
+    ])
+}
+
+/// A boot sector that does `last` when it has written, and then waits.
+fn boot_sector_with(last: &[u8]) -> [u8; 512] {
+    let write = [
         0x31, 0xc0, // xor ax, ax
         0x8e, 0xd8, // mov ds, ax
         0xbe, 0x40, 0x7c, // mov si, 0x7c40: the address packet
         0xb8, 0x00, 0x43, // mov ax, 0x4300: write to the disk in dl
         0xcd, 0x13, // int 0x13
-        0xba, 0x04, 0x06, // mov dx, 0x604: power management of this machine
-        0xb8, 0x00, 0x20, // mov ax, 0x2000: off
-        0xef, // out dx, ax
-        0xf4, // hlt
-        0xeb, 0xfd, // back to hlt
     ];
+    // hlt, and back to it.
+    let code = [&write[..], last, &[0xf4, 0xeb, 0xfd]].concat();
     // One sector from 0000:7c00 to sector 8.
     let packet = [0x10, 0, 1, 0, 0x00, 0x7c, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0];
     let mut sector = [0; 512];
     sector[..code.len()].copy_from_slice(&code);
+    assert!(code.len() <= 0x40);
     sector[0x40..0x50].copy_from_slice(&packet);
     sector[510..].copy_from_slice(&[0x55, 0xaa]);
     sector
 }
 
 fn shed() -> Shed {
+    shed_with(&boot_sector())
+}
+
+fn shed_with(boot: &[u8; 512]) -> Shed {
     let shed = Shed::new();
     let image = shed.path("boot.raw");
     let mut bytes = vec![0; 4 << 20];
-    bytes[..512].copy_from_slice(&boot_sector());
+    bytes[..512].copy_from_slice(boot);
     fs::write(&image, &bytes).unwrap();
     shed.ok(&["import", image.to_str().unwrap(), "--name", "deb", "--format", "raw"]);
     shed.ok(&["clone", "deb", "web"]);
@@ -80,6 +91,64 @@ fn a_guest_boots_and_keeps_its_changes_in_the_clone() {
         assert!(shed.ok(&["list"]).contains("deb@2"), "{way}");
         assert_eq!(file_digest(&shed.base_disk()), base);
     }
+}
+
+/// Completions that the kernel has counted in the rings of a process.
+fn completions(process: u32) -> Vec<u64> {
+    let entries = fs::read_dir(format!("/proc/{process}/fd")).unwrap().map(Result::unwrap);
+    let rings = entries.filter(|entry| {
+        fs::read_link(entry.path()).is_ok_and(|path| path.as_os_str() == "anon_inode:[io_uring]")
+    });
+    let count = |ring: fs::DirEntry| {
+        let path = format!("/proc/{process}/fdinfo/{}", ring.file_name().to_str().unwrap());
+        let text = fs::read_to_string(path).unwrap();
+        let tail = text.lines().find_map(|line| line.strip_prefix("CqTail:")).unwrap();
+        tail.trim().parse::<u64>().unwrap()
+    };
+    rings.map(count).collect()
+}
+
+#[test]
+#[ignore = "tests/tools/uring.sh"]
+fn a_guest_boots_writes_flushes_and_is_stopped_over_rings() {
+    let sector = boot_sector_with(&[
+        0xba, 0xf8, 0x03, // mov dx, 0x3f8: the serial port
+        0xb0, b'!', // mov al, '!'
+        0xee, // out dx, al
+    ]);
+    let shed = shed_with(&sector);
+    let (console, runtime) = (shed.path("console"), shed.path("runtime"));
+    fs::create_dir(&runtime).unwrap();
+    let serial = format!("file:{}", console.display());
+    let arguments = ["run", "web", "--accel", "tcg", "--serial", &serial, "--memory", "64M", "--grace", "0"];
+    let mut command = shed.command(&arguments);
+    command.env("XDG_RUNTIME_DIR", &runtime).stdin(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    until("the guest's word", || fs::read(&console).is_ok_and(|said| said.contains(&b'!')));
+    // A BIOS knows no flush, so QEMU makes one after each write: the tables that it commits say where sector 8 is.
+    let map = must("qemu-img", &["map", "-U", "--output=json", shed.delta("web").to_str().unwrap()]);
+    let map: serde_json::Value = serde_json::from_str(&map).unwrap();
+    let own = map.as_array().unwrap().iter().find(|run| run["depth"] == 0).expect("a place of its own");
+    assert_eq!((own["start"].as_u64(), own["data"].as_bool()), (Some(4096), Some(true)), "{map}");
+    let counts = completions(child.id());
+    assert!(counts.len() >= 2 && counts.iter().sum::<u64>() >= 5, "{counts:?}");
+    must("kill", &["-TERM", &child.id().to_string()]);
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(fs::read_dir(&runtime).unwrap().count(), 0, "a mount is left");
+    assert_eq!(sector_8(&shed), sector);
+    qemu_check(&shed.delta("web"));
+}
+
+#[test]
+#[ignore = "tests/tools/uring.sh"]
+fn a_run_refuses_to_go_on_without_the_rings_that_were_asked_for() {
+    let shed = shed();
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock", "prlimit", "--memlock=0:0"]);
+    command.arg(env!("CARGO_BIN_EXE_cowshed")).arg("--store").arg(shed.root());
+    command.args(["run", "web", "--accel", "tcg"]).env("COWSHED_TRANSPORT", "uring");
+    let said = one_line(&command.output().unwrap(), 1, &["run"]);
+    assert!(said.contains("cannot be served over io_uring") && said.contains("ulimit -l"), "{said}");
 }
 
 #[test]
@@ -176,11 +245,11 @@ impl Fake {
         Self { shed, program, runtime }
     }
 
-    fn command(&self, arguments: &[&str]) -> std::process::Command {
+    fn command(&self, arguments: &[&str]) -> Command {
         self.command_of("web", arguments)
     }
 
-    fn command_of(&self, disk: &str, arguments: &[&str]) -> std::process::Command {
+    fn command_of(&self, disk: &str, arguments: &[&str]) -> Command {
         let program = self.program.to_str().unwrap();
         let all = [&["run", disk, "--accel", "tcg", "--qemu", program], arguments].concat();
         let mut command = self.shed.command(&all);
@@ -324,7 +393,7 @@ fn somebody_in_the_private_mount_and_a_signal_leave_no_mount() {
     );
     let output = fake.run();
     let holder = fake.out();
-    let _ = std::process::Command::new("kill").arg(holder.trim()).status();
+    let _ = Command::new("kill").arg(holder.trim()).status();
     fake.ended(0, &output);
     assert_eq!(&sector_8(&fake.shed)[..4], b"kept");
 }

@@ -58,12 +58,7 @@ fn greet<S: Source>(
 ) -> Result<Connection<S>> {
     let failed = |source| Error::Session { dir: dir.to_owned(), source };
     let rings = queues.map(|queues| Rings::new(view, &device, queues, options.threads));
-    let no_rings = |source| Error::NoUring {
-        reason: format!(
-            "{} cannot be served over io_uring: {source}; mount with --transport dev",
-            dir.display()
-        ),
-    };
+    let no_rings = |error| Error::NoUring { reason: no_rings(dir, &error) };
     let rings = rings.transpose().map_err(no_rings)?;
     let mut config = Config::default();
     // Beside rings there is little to do.
@@ -78,6 +73,22 @@ fn greet<S: Source>(
     let entry = mount_table::top_at(dir)?.filter(mount_table::Entry::is_ours);
     let entry = entry.ok_or_else(|| failed(io::Error::other("it vanished right after mounting")))?;
     Ok(Connection { session, rings, id: entry.id })
+}
+
+/// A sentence that says why there are no rings and what to do.
+fn no_rings(dir: &Path, error: &io::Error) -> String {
+    let why = match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            "io_uring is forbidden here, by kernel.io_uring_disabled or by a filter of system calls"
+        }
+        Some(libc::ENOSYS) => "the kernel has no io_uring, or a filter of system calls hides it",
+        Some(libc::ENOMEM) => {
+            "its rings are more than this user may lock in memory (ulimit -l), or than there is"
+        }
+        Some(libc::EMFILE) => "its rings are more files than this process may open (ulimit -n)",
+        _ => &error.to_string(),
+    };
+    format!("{} cannot be served over io_uring: {why}; mount with --transport dev", dir.display())
 }
 
 #[cfg(test)]

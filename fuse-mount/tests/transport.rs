@@ -114,6 +114,64 @@ fn where_rings_cannot_be_made_the_device_serves_unless_rings_were_asked_for() {
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("cannot be served over io_uring"), "{said}");
+    assert!(said.contains("ulimit -n"), "{said}");
+    assert!(!is_mounted(dir.path()));
+}
+
+/// From here on this thread, and those that it starts, can make no rings: a filter of system calls refuses it.
+fn forbid_rings() {
+    let setup = u32::try_from(libc::SYS_io_uring_setup).unwrap();
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned();
+    let step = |code: u32, otherwise: u8, k: u32| libc::sock_filter {
+        code: u16::try_from(code).unwrap(),
+        jt: 0,
+        jf: otherwise,
+        k,
+    };
+    let mut steps = [
+        // The number of the call is the first word of what is looked at.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, setup),
+        step(libc::BPF_RET | libc::BPF_K, 0, refuse),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: steps.as_mut_ptr() };
+    // SAFETY: the program and its steps outlive the call, which copies them.
+    let done = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+}
+
+#[test]
+#[ignore = "tests/tools/uring.sh"]
+fn where_rings_are_forbidden_the_device_serves_unless_rings_were_asked_for() {
+    let thread = thread::spawn(|| {
+        forbid_rings();
+        let dir = tempfile::tempdir().unwrap();
+        let asked = |transport| Options { transport, ..Options::default() };
+        let refused =
+            fuse_mount::mount(Memory::default(), dir.path(), asked(Transport::Uring)).err().unwrap();
+        let said = refused.to_string();
+        assert!(said.contains("io_uring is forbidden here") && said.contains("--transport dev"), "{said}");
+        assert!(!is_mounted(dir.path()));
+        let memory = Memory::default();
+        memory.add("clones/disk.raw", 1 << 20);
+        let mount = fuse_mount::mount(memory, dir.path(), asked(Transport::Auto)).unwrap();
+        read_directly(dir.path(), 10);
+        mount.unmount().unwrap();
+    });
+    thread.join().unwrap();
+}
+
+#[test]
+#[ignore = "tests/tools/uring.sh"]
+fn a_user_who_may_lock_no_memory_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock", "prlimit", "--memlock=0:0"]);
+    command.arg(example()).arg(dir.path()).env("COWSHED_TRANSPORT", "uring");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("ulimit -l"), "{said}");
     assert!(!is_mounted(dir.path()));
 }
 

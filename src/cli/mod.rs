@@ -34,6 +34,7 @@ mod rm;
 mod run;
 mod serve;
 mod shrink;
+mod transport;
 mod tree;
 mod umount;
 mod undo;

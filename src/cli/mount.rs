@@ -3,10 +3,11 @@ use super::context::Context;
 use super::interrupt::on_request_to_end;
 use super::mount_log::{self, MountLog};
 use super::output;
+use super::transport::Way;
 use crate::view::View;
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, ValueEnum as _};
-use fuse_mount::{Options, Stopper, Transport};
+use fuse_mount::{Options, Stopper};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -47,24 +48,6 @@ pub(super) struct Mount {
     /// This is the server in the background: it says on standard output when the view is up.
     #[arg(long, hide = true)]
     background: bool,
-}
-
-/// A transport by its name.
-#[derive(clap::ValueEnum, Clone, Copy, Debug)]
-enum Way {
-    Auto,
-    Dev,
-    Uring,
-}
-
-impl From<Way> for Transport {
-    fn from(way: Way) -> Self {
-        match way {
-            Way::Auto => Self::Auto,
-            Way::Dev => Self::Dev,
-            Way::Uring => Self::Uring,
-        }
-    }
 }
 
 impl Mount {

@@ -6,6 +6,7 @@ use self::disk::{Disk, Way};
 use self::edit::Edit;
 use super::Outcome;
 use super::context::Context;
+use super::transport;
 use crate::store::{BaseRef, Store, Target};
 use crate::vm::{self, AccelChoice, Serial, SignalWatch, VmConfig};
 use anyhow::{Context as _, bail};
@@ -41,6 +42,9 @@ pub(super) struct Run {
     /// How QEMU gets at the disk.
     #[arg(long, value_name = "WAY", value_enum, default_value_t = Way::View, conflicts_with = "view")]
     disk: Way,
+    /// How requests reach a private view, as for `mount`.
+    #[arg(long, hide = true, value_name = "HOW", value_enum, default_value_t = transport::Way::Auto, env = "COWSHED_TRANSPORT")]
+    transport: transport::Way,
     /// Memory: MiB, or with a suffix M or G.
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = memory)]
     memory: u32,
@@ -111,7 +115,7 @@ impl Run {
         }
         let edit = self.edit.then(|| Edit::begin(&store, &target)).transpose()?;
         let disk = match &edit {
-            Some(edit) => edit.disk(self.disk)?,
+            Some(edit) => edit.disk(self.disk, self.transport.into())?,
             None => self.disk(&store, &target)?,
         };
         let config = self.config(&target);
@@ -154,10 +158,13 @@ impl Run {
                  make the next version"
             ),
         };
+        let transport = self.transport.into();
         match &self.view {
             Some(dir) => Disk::in_view(store, dir, name),
-            None if self.ephemeral => Disk::of_scratch(Arc::new(store.scratch(target)?), name, self.disk),
-            None => Disk::of_clone(store, name, self.disk),
+            None if self.ephemeral => {
+                Disk::of_scratch(Arc::new(store.scratch(target)?), name, self.disk, transport)
+            }
+            None => Disk::of_clone(store, name, self.disk, transport),
         }
     }
 }

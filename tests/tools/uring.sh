@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests of the view over io_uring: those that ran over /dev/fuse, and those of the rings themselves.
+# Runs the tests of the view over io_uring: those that ran over /dev/fuse, and those of the rings themselves. The last of them
+# boots a guest that writes and flushes.
 #
 # Usage: uring.sh
 #
@@ -25,13 +26,14 @@ switch Y
 
 # What the tests mount is mounted over rings, or the test fails.
 export COWSHED_TRANSPORT=uring
-VIEWS=(view_disks view_fio view_full view_guestfs view_kill view_reopen view_writers cli_mount)
+VIEWS=(view_disks view_fio view_full view_guestfs view_kill view_reopen view_writers cli_mount cli_run)
 if $CARGO nextest --version >/dev/null 2>&1; then
     binaries=$(printf ' | binary(=%s)' "${VIEWS[@]}")
     $CARGO nextest run --workspace --locked --no-fail-fast --test-threads "$(($(nproc) * 3 / 2))" -E "package(fuse-mount)$binaries"
-    $CARGO nextest run --workspace --locked --no-fail-fast --run-ignored only -E "package(fuse-mount)"
+    $CARGO nextest run --workspace --locked --no-fail-fast --run-ignored only -E "package(fuse-mount) | binary(=cli_run)"
 else
     $CARGO test -p fuse-mount --locked --no-fail-fast --all-targets -- --include-ignored
     $CARGO test --workspace --locked --no-fail-fast "${VIEWS[@]/#/--test=}"
+    $CARGO test --workspace --locked --no-fail-fast --test cli_run -- --ignored
 fi
 echo "uring: all passed"

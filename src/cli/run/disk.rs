@@ -8,7 +8,7 @@ use crate::store::{Access, Name, Scratch, Store, Target};
 use crate::view::Single;
 use crate::vm::Drive;
 use anyhow::{Context as _, anyhow};
-use fuse_mount::{Error, Mount, Options};
+use fuse_mount::{Error, Mount, Options, Transport};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use served::Served;
@@ -74,11 +74,16 @@ impl Disk {
     }
 
     /// The clone `name`, for this run alone.
-    pub(super) fn of_clone(store: &Store, name: &Name, way: Way) -> anyhow::Result<Self> {
+    pub(super) fn of_clone(
+        store: &Store,
+        name: &Name,
+        way: Way,
+        transport: Transport,
+    ) -> anyhow::Result<Self> {
         match way {
             Way::View => {
                 try_writing(store, name)?;
-                Self::mount_privately(Single::of_clone(store, name)?)
+                Self::mount_privately(Single::of_clone(store, name)?, transport)
             }
             Way::VhostUser => {
                 let opened = store.open_clone(name, Access::Write)?;
@@ -88,9 +93,14 @@ impl Disk {
     }
 
     /// A throw-away layer, under the name `name`.
-    pub(super) fn of_scratch(scratch: Arc<Scratch>, name: &Name, way: Way) -> anyhow::Result<Self> {
+    pub(super) fn of_scratch(
+        scratch: Arc<Scratch>,
+        name: &Name,
+        way: Way,
+        transport: Transport,
+    ) -> anyhow::Result<Self> {
         match way {
-            Way::View => Self::mount_privately(Single::of_scratch(scratch, name)?),
+            Way::View => Self::mount_privately(Single::of_scratch(scratch, name)?, transport),
             Way::VhostUser => Ok(Self::Served(Served::of_scratch(scratch, name)?)),
         }
     }
@@ -106,13 +116,13 @@ impl Disk {
     }
 
     /// Shows `source` in a mount that lasts as long as the value.
-    fn mount_privately(source: Single) -> anyhow::Result<Self> {
+    fn mount_privately(source: Single, transport: Transport) -> anyhow::Result<Self> {
         let parent = runtime_dir().unwrap_or_else(std::env::temp_dir);
         let dir = tempfile::Builder::new().prefix("cowshed-run-").tempdir_in(&parent);
         let dir = dir.with_context(|| format!("no folder can be made in {}", parent.display()))?;
         let dir = EmptyDir(dir.keep());
         let path = dir.0.join(source.file());
-        let mount = fuse_mount::mount(source, &dir.0, Options::default())?;
+        let mount = fuse_mount::mount(source, &dir.0, Options { transport, ..Options::default() })?;
         Ok(Self::File { path, private: Some(PrivateMount { mount, dir }) })
     }
 

@@ -8,6 +8,7 @@ use crate::ops::import::promote_scratch;
 use crate::store::{Base, BaseRef, Scratch, Store, Target};
 use crate::vm::{SignalWatch, VmExit};
 use anyhow::Context as _;
+use fuse_mount::Transport;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -41,8 +42,8 @@ impl Edit {
     }
 
     /// The disk that the guest writes to.
-    pub(super) fn disk(&self, way: Way) -> anyhow::Result<Disk> {
-        Disk::of_scratch(Arc::clone(&self.layer), &self.base.name, way)
+    pub(super) fn disk(&self, way: Way, transport: Transport) -> anyhow::Result<Disk> {
+        Disk::of_scratch(Arc::clone(&self.layer), &self.base.name, way, transport)
     }
 
     /// Makes the next version of what the machine left, if it ended well.
