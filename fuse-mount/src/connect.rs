@@ -65,7 +65,7 @@ fn greet<S: Source>(
     let threads = if rings.is_some() { 1 } else { options.threads };
     config.n_threads = Some(threads);
     config.clone_fd = threads > 1 && can_open_device();
-    let front = Front { view: view.clone(), rings: rings.is_some() };
+    let front = Front::new(view.clone(), rings.is_some(), threads);
     // Who may come in is the kernel's decision. It also sends requests of programs that changed their user since
     // opening, and those must be served: a refused flush would lose data.
     let session = Session::from_fd(front, device, SessionACL::All, config).map_err(failed)?;

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use fuser::{
@@ -15,6 +16,7 @@ use fuser::{
 
 use crate::Source;
 use crate::buffer::with_buffer;
+use crate::helpers::Helpers;
 use crate::requests::{BLOCK_SIZE, Change, MAX_TRANSFER, NAMES_ARE_FIXED, NO_ATTRIBUTES, NO_COMMANDS};
 use crate::view::{NAME_MAX, View};
 
@@ -26,6 +28,25 @@ pub(crate) struct Front<S> {
     pub(crate) view: Arc<View<S>>,
     /// Greets the kernel for rings, which then get nearly everything; a kernel without them is an error.
     pub(crate) rings: bool,
+    /// For reads that wait, so that the threads here can take the next requests.
+    helpers: Helpers,
+    /// Reads under way at times when they wait.
+    waiting: Arc<AtomicUsize>,
+    /// How many of them the threads do that take requests: some are always left to take the next.
+    wait_here: usize,
+}
+
+impl<S: Source> Front<S> {
+    pub(crate) fn new(view: Arc<View<S>>, rings: bool, threads: usize) -> Self {
+        Front { view, rings, helpers: Helpers::default(), waiting: Arc::default(), wait_here: threads / 2 }
+    }
+}
+
+fn answer_read<S: Source>(view: &View<S>, handle: u64, at: u64, size: u32, reply: ReplyData) {
+    with_buffer(size as usize, |buffer| match view.read(handle, buffer, at) {
+        Ok(n) => reply.data(&buffer[..n]),
+        Err(error) => reply.error(error),
+    });
 }
 
 fn answer(result: Result<(), Errno>, reply: ReplyEmpty) {
@@ -117,10 +138,20 @@ impl<S: Source> Filesystem for Front<S> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        with_buffer(size as usize, |buffer| match self.view.read(handle.0, buffer, at) {
-            Ok(n) => reply.data(&buffer[..n]),
-            Err(error) => reply.error(error),
-        });
+        if !self.view.pace.waits() {
+            return answer_read(&self.view, handle.0, at, size, reply);
+        }
+        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let (view, waiting) = (self.view.clone(), self.waiting.clone());
+        let read = move || {
+            answer_read(&view, handle.0, at, size, reply);
+            waiting.fetch_sub(1, Ordering::Relaxed);
+        };
+        if before < self.wait_here {
+            read();
+        } else if let Err(read) = self.helpers.give(read) {
+            read();
+        }
     }
 
     fn write(

@@ -21,11 +21,13 @@ mod errno;
 mod error;
 mod filesystem;
 mod handles;
+mod helpers;
 mod inodes;
 mod mount;
 mod mount_table;
 #[cfg(test)]
 mod names_only;
+mod pace;
 mod process;
 mod requests;
 mod transfer;

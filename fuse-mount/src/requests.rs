@@ -1,6 +1,7 @@
 //! What each request on something open means, apart from the protocol. Every transport calls this.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use fuser::{Errno, FileType};
 
@@ -39,7 +40,11 @@ impl<S: Source> View<S> {
     }
 
     pub(crate) fn read(&self, handle: u64, buffer: &mut [u8], at: u64) -> Result<usize, Errno> {
-        transfer::read(&*self.file(handle)?, buffer, at)
+        let file = self.file(handle)?;
+        let start = Instant::now();
+        let done = transfer::read(&file, buffer, at);
+        self.pace.took(start.elapsed(), buffer.len());
+        done
     }
 
     pub(crate) fn write(&self, handle: u64, data: &[u8], at: u64) -> Result<u32, Errno> {

@@ -9,6 +9,7 @@ use crate::attr::Look;
 use crate::errno::guarded;
 use crate::handles::{Handles, Listing, OpenFile};
 use crate::inodes::{Identity, Inodes, Node, Place, ROOT};
+use crate::pace::Pace;
 use crate::process::process_of;
 use crate::{Opener, Source, Stat};
 
@@ -27,6 +28,8 @@ pub(crate) struct View<S> {
     folders: Vec<String>,
     inodes: Inodes,
     pub(crate) handles: Handles,
+    /// How long reads take now.
+    pub(crate) pace: Pace,
     look: Look,
 }
 
@@ -36,7 +39,7 @@ pub(crate) type Shown = (FileAttr, Duration);
 impl<S: Source> View<S> {
     pub(crate) fn new(source: S, folders: Vec<String>, look: Look) -> Self {
         let inodes = Inodes::new(folders.len());
-        View { source, folders, inodes, handles: Handles::default(), look }
+        View { source, folders, inodes, handles: Handles::default(), pace: Pace::default(), look }
     }
 
     fn folder(&self, index: usize) -> Shown {

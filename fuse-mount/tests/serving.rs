@@ -117,6 +117,31 @@ fn a_request_that_takes_long_holds_up_nobody_on_the_same_processor() {
 }
 
 #[test]
+fn more_reads_wait_together_than_there_are_threads() {
+    let view = TestView::with(Options { threads: 2, ..options() });
+    let disk = view.memory.add("clones/a.raw", 1 << 20);
+    let file = view.direct("clones/a.raw");
+    let reading = |op: &Op| matches!(op, Op::Read { .. });
+    disk.probe(move |op| {
+        if reading(&op) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    });
+    stay_on_one_processor();
+    // After these it is known that reads wait.
+    (0..8).for_each(|at| file.read_exact_at(&mut [0; 4096], at * 4096).unwrap());
+    let meet = meeting(8);
+    disk.probe(move |op| if reading(&op) { meet() } else { Ok(()) });
+    std::thread::scope(|scope| {
+        for at in 0..8 {
+            let file = &file;
+            scope.spawn(move || file.read_exact_at(&mut [0; 4096], at * 4096).unwrap());
+        }
+    });
+}
+
+#[test]
 fn requests_are_up_to_one_mebibyte() {
     let view = TestView::new();
     let disk = view.memory.add("clones/a.raw", 4 << 20);

@@ -11,6 +11,7 @@ mod abi;
 mod answers;
 mod fields;
 mod front;
+mod more;
 mod offer;
 mod ring;
 
@@ -28,6 +29,7 @@ use nix::unistd::Pid;
 use crate::Source;
 use crate::requests::MAX_TRANSFER;
 use crate::view::View;
+use more::{More, Queue};
 pub(crate) use offer::queues;
 use ring::Ring;
 
@@ -37,6 +39,7 @@ const LEAST: usize = 2;
 /// Threads that serve rings, each one ring.
 pub(crate) struct Rings {
     threads: Vec<Served>,
+    more: Arc<More>,
     said: Receiver<io::Result<()>>,
 }
 
@@ -57,17 +60,19 @@ impl Rings {
         let each = threads.div_ceil(usize::from(queues)).max(LEAST);
         let device = Arc::new(device.try_clone()?);
         let (say, said) = channel();
-        let mut rings = Rings { threads: Vec::new(), said };
-        for queue in 0..queues {
+        let more = Arc::new(More::new(device.clone()));
+        let mut rings = Rings { threads: Vec::new(), more, said };
+        for number in 0..queues {
+            let queue = Arc::new(Queue::new(number, each, rings.more.clone()));
             for _ in 0..each {
                 let (go, steps) = channel();
-                let (view, device, say) = (view.clone(), device.clone(), say.clone());
-                let builder = thread::Builder::new().name(format!("ring-{queue}"));
+                let (view, queue, device, say) = (view.clone(), queue.clone(), device.clone(), say.clone());
+                let builder = thread::Builder::new().name(format!("ring-{number}"));
                 let thread = builder.spawn(move || {
-                    stay_on(queue);
-                    let ring = Ring::new(device.as_fd(), queue, MAX_TRANSFER as usize);
+                    stay_on(number);
+                    let ring = Ring::new(device.as_fd(), number, MAX_TRANSFER as usize);
                     drop(device);
-                    serve(&view, ring, &steps, &say)
+                    serve(&view, ring, &queue, &steps, &say)
                 })?;
                 rings.threads.push(Served { go, thread });
             }
@@ -89,8 +94,10 @@ impl Rings {
     /// Waits until the connection has ended and each request that came is done with; the first error of a ring.
     pub(crate) fn join(self) -> io::Result<()> {
         let died = |_| io::Error::other("a thread of the rings panicked");
-        let ends: Vec<_> =
-            self.threads.into_iter().map(|served| served.thread.join().map_err(died)).collect();
+        let threads = self.threads.into_iter().map(|served| served.thread);
+        // Threads of these have made the others, and have ended when it is their turn.
+        let threads = threads.chain(std::iter::from_fn(|| self.more.pop()));
+        let ends: Vec<_> = threads.map(|thread| thread.join().map_err(died)).collect();
         ends.into_iter().try_for_each(|end| end?)
     }
 
@@ -109,8 +116,9 @@ impl Rings {
 
 /// The life of a thread: its ring, then its entry, then requests; each when it may.
 fn serve<S: Source>(
-    view: &View<S>,
+    view: &Arc<View<S>>,
     ring: io::Result<Ring>,
+    queue: &Arc<Queue>,
     steps: &Receiver<()>,
     say: &Sender<io::Result<()>>,
 ) -> io::Result<()> {
@@ -127,8 +135,19 @@ fn serve<S: Source>(
     if !may_go_on(ring.register()) {
         return Ok(());
     }
+    answer(view, ring, queue)
+}
+
+/// Answers what comes through a ring, until the connection has ended.
+fn answer<S: Source>(view: &Arc<View<S>>, ring: Ring, queue: &Arc<Queue>) -> io::Result<()> {
     ring.serve(|request| {
-        catch_unwind(AssertUnwindSafe(|| front::answer(view, request))).unwrap_or(Err(Errno::EIO))
+        let all_busy = queue.begin();
+        if all_busy && view.pace.waits() {
+            queue.grow(view);
+        }
+        let answer = catch_unwind(AssertUnwindSafe(|| front::answer(view, request)));
+        queue.end();
+        answer.unwrap_or(Err(Errno::EIO))
     })
 }
 
