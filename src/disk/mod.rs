@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::qcow2::{Below, Compacted, Extent, GoOn, Image, Packed, Piece, Put, Reader, Source};
 use crate::units::{GuestOffset, HostOffset, MIB, length};
 use silent::Silent;
+use std::fs::File;
 use std::ops::Range;
 
 pub use raw::RawLayer;
@@ -112,6 +113,15 @@ impl Layer {
         match self {
             Self::Raw(raw) => raw.is_writable(),
             Self::Qcow2(image) => image.is_writable(),
+        }
+    }
+
+    /// The file of the host that holds it, to share blocks with; `None` where there is none.
+    #[must_use]
+    pub fn host_file(&self) -> Option<&File> {
+        match self {
+            Self::Raw(raw) => raw.host_file(),
+            Self::Qcow2(image) => image.host_file(),
         }
     }
 

@@ -5,6 +5,7 @@ use crate::qcow2::{Piece, Reader, Source};
 use crate::storage::{Latch, Storage};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::units::{GuestOffset, HostOffset, KIB, MIB, index};
+use std::fs::File;
 use std::sync::Arc;
 
 /// Reads of so many bytes ask the host for holes first: reading a hole takes as long as reading data, and fills the page
@@ -67,6 +68,11 @@ impl RawLayer {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The file of the host, to share blocks with.
+    pub(super) fn host_file(&self) -> Option<&File> {
+        self.storage.host_file()
     }
 
     pub(super) fn read_to(&self, reader: &mut dyn Reader, mut at: GuestOffset, mut len: u64) -> Result<()> {

@@ -3,6 +3,7 @@
 use super::Progress;
 use super::newfile::NewFile;
 use super::scan::{Early, Flat, Sink, copy};
+use super::share::share;
 use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::qcow2::{self, CreateOptions, Image, OpenOptions};
@@ -40,8 +41,10 @@ pub fn export(store: &Store, request: &ExportRequest, progress: &dyn Progress) -
     let file = Arc::new(out.file().map_err(cannot)?);
     match request.format {
         DiskFormat::Raw => {
-            file.set_len(open.disk.size()).map_err(cannot)?;
-            copy_to(&Flat(&*file), &open.disk, &file, progress)
+            share(&open.disk, &file, open.disk.size(), progress).and_then(|shared| match shared {
+                true => Ok(()),
+                false => copy_to(&Flat(&*file), &open.disk, &file, progress),
+            })
         }
         DiskFormat::Qcow2 => write_qcow2(&open.disk, &file, progress),
     }

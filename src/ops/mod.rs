@@ -15,6 +15,7 @@ mod newfile;
 pub mod rebase;
 pub mod resize;
 mod scan;
+mod share;
 pub mod shrink;
 mod source;
 pub mod verify;
@@ -37,6 +38,17 @@ fn check_cancelled(progress: &dyn Progress) -> Result<()> {
     match progress.cancelled() {
         true => Err(Error::new(Kind::Interrupted, "stopped; nothing was changed")),
         false => Ok(()),
+    }
+}
+
+/// Who may stop a job, but is not told of this part of it.
+struct Untold<'a>(&'a dyn Progress);
+
+impl Progress for Untold<'_> {
+    fn total(&self, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
     }
 }
 

@@ -1,7 +1,8 @@
 //! How the content of a base version is stored: whole, or as a delta over the version before it.
 
-use super::Progress;
-use super::scan::{Against, Early, Flat, Sink, scan, scan_against};
+use super::scan::{Against, Early, Flat, Nowhere, Sink, scan, scan_against};
+use super::share::{share, shown};
+use super::{Progress, Untold};
 use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
@@ -70,9 +71,14 @@ pub(super) fn store_disk(
 fn store_whole(disk: &Disk, new: &NewBase, progress: &dyn Progress) -> Result<Finished> {
     let size = padded(disk.size())?;
     let out = new.create_disk(DiskFormat::Raw)?;
-    out.set_len(size).map_err(|error| Error::io(format!("cannot make a file of {size} bytes"), error))?;
     let mut list = new.create_sums()?;
-    let sums = scan(disk, size, &Early::new(&Flat(&out), &out), progress, &mut |sum| list.push(sum))?;
+    let mut each = |sum: &BlockSum| list.push(sum);
+    let sums = if share(disk, &out, size, &Untold(progress))? {
+        // Of what the file holds: the disk may be one that somebody wrote to meanwhile.
+        scan(&shown(&out)?, size, &Nowhere, progress, &mut each)?
+    } else {
+        scan(disk, size, &Early::new(&Flat(&out), &out), progress, &mut each)?
+    };
     Ok(Finished { format: DiskFormat::Raw, is_delta: false, size, sums, list })
 }
 

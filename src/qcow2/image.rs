@@ -18,6 +18,7 @@ use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::units::{GuestCluster, GuestOffset, HostOffset, index};
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::sync::Arc;
 
 /// One open image, shared by many threads.
@@ -120,6 +121,12 @@ impl Image {
     #[must_use]
     pub fn identity(&self) -> Option<&Identity> {
         self.header.identity.as_ref()
+    }
+
+    /// The file of the host that holds it, to share blocks with; `None` where there is none.
+    #[must_use]
+    pub fn host_file(&self) -> Option<&File> {
+        self.storage.host_file()
     }
 
     /// Size of a cluster in bytes.

@@ -2,12 +2,13 @@
 
 use super::seal::forget_cached;
 use super::watch::{self, Change, Watcher};
-use super::{Advice, Run, Storage, seal, volatile};
+use super::{Advice, Run, Storage, seal, share, volatile};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::units::{HostOffset, length};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::sys::stat::{Mode, fchmod};
+use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{Whence, lseek64};
 use std::fs::File;
 use std::io;
@@ -83,6 +84,28 @@ impl HostFile {
     /// As [`seal::set_immutable`].
     pub fn set_immutable(&self, on: bool) -> io::Result<()> {
         self.change(Change::Protect(&self.file), || seal::set_immutable(&self.file, on))
+    }
+
+    /// Makes the `len` bytes at `at` the same as those of `other` at `from`, by having both files use the same blocks: nothing is
+    /// read or written. False, and the bytes are as they were or the same, where the host cannot do that. All must lie at
+    /// whole [`HostFile::block_size`]s, but that a range may end with `other`.
+    ///
+    /// # Errors
+    /// The host's; any part of the range may then be changed.
+    pub fn share(&self, at: HostOffset, other: &File, from: HostOffset, len: u64) -> io::Result<bool> {
+        // Who watches sees the bytes.
+        if self.watcher.is_some() {
+            return Ok(false);
+        }
+        Ok(len == 0 || share::share(&self.file, at, other, from, len)?)
+    }
+
+    /// Bytes of a block of the file's filesystem.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn block_size(&self) -> io::Result<u64> {
+        Ok(fstatvfs(&self.file)?.block_size())
     }
 
     fn note_failed_sync(&self) {
@@ -202,6 +225,10 @@ impl Storage for HostFile {
         }
         let hole = lseek64(&self.file, signed(at.0)?, Whence::SeekHole)?.unsigned_abs();
         Ok(Run { len: hole.clamp(at.0 + 1, end.max(at.0 + 1)) - at.0, data: true })
+    }
+
+    fn host_file(&self) -> Option<&File> {
+        Some(&self.file)
     }
 }
 

@@ -4,6 +4,7 @@ use super::{Advice, Run, Storage};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::units::HostOffset;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use vm_memory::VolatileSlice;
@@ -129,6 +130,10 @@ impl Storage for Latch {
 
     fn run_at(&self, at: HostOffset) -> io::Result<Run> {
         self.inner.run_at(at)
+    }
+
+    fn host_file(&self) -> Option<&File> {
+        self.inner.host_file()
     }
 }
 

@@ -10,11 +10,13 @@ mod openers;
 mod recorder;
 mod seal;
 mod session;
+mod share;
 mod volatile;
 mod watch;
 
 use crate::units::HostOffset;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use vm_memory::VolatileSlice;

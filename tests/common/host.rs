@@ -17,7 +17,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// A new filesystem of `kind` (ext4 or xfs) in the file `image` of `size` bytes, seen at `dir`.
+    /// A new filesystem of `kind` (ext4, xfs or btrfs) in the file `image` of `size` bytes, seen at `dir`.
     pub fn new(kind: &'static str, image: PathBuf, size: u64, dir: PathBuf) -> Self {
         File::create_new(&image).unwrap().set_len(size).unwrap();
         make(kind, &image);
@@ -35,6 +35,15 @@ impl Host {
     /// Nothing of it is cached any more after this.
     pub fn unmount(&self) {
         must("umount", &[self.dir.to_str().unwrap()]);
+    }
+
+    /// From here on it is what a power cut at this moment leaves, if its medium keeps what it was given. Nobody may use it.
+    pub fn cut(&self) {
+        let copy = self.image.with_extension("cut");
+        must("cp", &["--sparse=always", self.image.to_str().unwrap(), copy.to_str().unwrap()]);
+        self.unmount();
+        fs::rename(copy, &self.image).unwrap();
+        self.mount();
     }
 
     /// Whether the filesystem still takes changes.
@@ -106,6 +115,7 @@ pub fn make(kind: &str, image: &Path) {
             must("mke2fs", &["-q", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=0,nodiscard", image])
         }
         "xfs" => must("mkfs.xfs", &["-q", image]),
+        "btrfs" => must("mkfs.btrfs", &["-q", image]),
         _ => panic!("no recipe for {kind}"),
     };
 }

@@ -32,6 +32,8 @@ REQUIRED=(
     "tune2fs e2fsprogs"
     "e2fsck e2fsprogs"
     "mkfs.xfs xfsprogs"
+    "mkfs.btrfs btrfs-progs"
+    "filefrag e2fsprogs"
     "losetup mount"
     "mkfs.vfat dosfstools"
     "fsck.vfat dosfstools"

@@ -85,7 +85,12 @@ pub(super) struct Flat<'a>(pub(super) &'a dyn Storage);
 
 impl Sink for Flat<'_> {
     fn put(&self, data: &[u8], at: u64) -> Result<()> {
-        self.0.write_at(data, HostOffset(at)).map_err(|error| Error::io("cannot write the copy", error))
+        let at = HostOffset(at);
+        let put = match is_zero(data) {
+            true => self.0.punch(at, length(data.len())),
+            false => self.0.write_at(data, at),
+        };
+        put.map_err(|error| Error::io("cannot write the copy", error))
     }
 }
 
@@ -167,12 +172,16 @@ enum Known {
 struct Walks<'a> {
     new: Walk<'a>,
     old: Option<(Walk<'a>, Against<'a>)>,
+    /// What the sink has already, in order.
+    had: &'a [Range<u64>],
 }
 
 /// The work that a scan does on each chunk.
 struct Scan<'a> {
     disk: &'a Disk,
     against: Option<Against<'a>>,
+    /// What the sink has already, in order; only without sums.
+    had: &'a [Range<u64>],
     /// Where it begins, a multiple of [`CHUNK`] when sums are wanted.
     start: u64,
     size: u64,
@@ -195,7 +204,7 @@ pub(super) fn scan(
     progress: &dyn Progress,
     each: EachSum<'_>,
 ) -> Result<Sums> {
-    Scan { disk, against: None, start: 0, size, sink, sums: true, tolerant: false, progress }.sum(each)
+    Scan { sums: true, ..Scan::new(disk, size, sink, progress) }.sum(each)
 }
 
 /// The same, but `sink` gets what differs from another disk, which reads as zeros past its end.
@@ -207,8 +216,7 @@ pub(super) fn scan_against(
     progress: &dyn Progress,
     each: EachSum<'_>,
 ) -> Result<Sums> {
-    Scan { disk, against: Some(against), start: 0, size, sink, sums: true, tolerant: false, progress }
-        .sum(each)
+    Scan { against: Some(against), sums: true, ..Scan::new(disk, size, sink, progress) }.sum(each)
 }
 
 /// As [`scan`] without a copy; blocks that cannot be read say so in their sums, and count as zeros in the whole's.
@@ -218,13 +226,12 @@ pub(super) fn scan_damaged(
     progress: &dyn Progress,
     each: EachSum<'_>,
 ) -> Result<Sums> {
-    Scan { disk, against: None, start: 0, size, sink: &Nowhere, sums: true, tolerant: true, progress }
-        .sum(each)
+    Scan { sums: true, tolerant: true, ..Scan::new(disk, size, &Nowhere, progress) }.sum(each)
 }
 
 /// As [`scan`] without sums: what is not zero goes to `sink`.
 pub(super) fn copy(disk: &Disk, size: u64, sink: &dyn Sink, progress: &dyn Progress) -> Result<()> {
-    Scan { disk, against: None, start: 0, size, sink, sums: false, tolerant: false, progress }.run(|_| Ok(()))
+    Scan::new(disk, size, sink, progress).run(|_| Ok(()))
 }
 
 /// As [`scan_against`] without sums: what differs goes to `sink`.
@@ -246,8 +253,21 @@ pub(super) fn difference_in(
     progress: &dyn Progress,
 ) -> Result<()> {
     let Range { start, end: size } = range;
-    Scan { disk, against: Some(against), start, size, sink, sums: false, tolerant: false, progress }
-        .run(|_| Ok(()))
+    let scan = Scan { against: Some(against), start, ..Scan::new(disk, size, sink, progress) };
+    scan.run(|_| Ok(()))
+}
+
+/// What `sink` lacks of the first `size` bytes of `disk`: it has the ranges `had`, in order, and beside them what another disk
+/// shows, or zeros.
+pub(super) fn complete(
+    disk: &Disk,
+    against: Option<Against<'_>>,
+    had: &[Range<u64>],
+    size: u64,
+    sink: &dyn Sink,
+    progress: &dyn Progress,
+) -> Result<()> {
+    Scan { against, had, ..Scan::new(disk, size, sink, progress) }.run(|_| Ok(()))
 }
 
 impl Against<'_> {
@@ -276,12 +296,21 @@ fn read(disk: &Disk, buf: &mut [u8], at: u64) -> Result<()> {
 }
 
 impl<'a> Walks<'a> {
-    fn new(new: &'a Disk, against: Option<Against<'a>>) -> Self {
-        Self { new: Walk::new(new), old: against.map(|against| (Walk::new(against.disk), against)) }
+    fn new(new: &'a Disk, against: Option<Against<'a>>, had: &'a [Range<u64>]) -> Self {
+        Self { new: Walk::new(new), old: against.map(|against| (Walk::new(against.disk), against)), had }
     }
 
     /// What is known of the run that starts at `at`, and its length, at least 1.
     fn known(&mut self, at: u64) -> Result<(u64, Known)> {
+        let next = self.had.get(self.had.partition_point(|range| range.end <= at));
+        match next.map(|range| (range.start, range.end)) {
+            Some((start, end)) if start <= at => Ok((end - at, Known::Same { zeros: false })),
+            Some((start, _)) => self.known_of_disks(at).map(|(len, known)| (len.min(start - at), known)),
+            None => self.known_of_disks(at),
+        }
+    }
+
+    fn known_of_disks(&mut self, at: u64) -> Result<(u64, Known)> {
         let new = extent(&mut self.new, at)?;
         let Some((walk, against)) = &mut self.old else {
             let known = if new.data { Known::Unread } else { Known::Same { zeros: true } };
@@ -308,7 +337,12 @@ fn extent(walk: &mut Walk<'_>, at: u64) -> Result<DiskExtent> {
     Ok(DiskExtent { len: u64::MAX - at, data: false, depth: None, host: None, compressed: false })
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
+    /// Of what is not zero, without sums.
+    fn new(disk: &'a Disk, size: u64, sink: &'a dyn Sink, progress: &'a dyn Progress) -> Self {
+        Self { disk, against: None, had: &[], start: 0, size, sink, sums: false, tolerant: false, progress }
+    }
+
     fn sum(&self, each: EachSum<'_>) -> Result<Sums> {
         let mut sums = ContentSums::new(self.size);
         self.run(|sum| {
@@ -320,7 +354,7 @@ impl Scan<'_> {
 
     fn run(&self, mut each: impl FnMut(&BlockSum) -> Result<()> + Send) -> Result<()> {
         self.progress.total(self.size - self.start);
-        let (mut at, mut walks) = (self.start, Walks::new(self.disk, self.against));
+        let (mut at, mut walks) = (self.start, Walks::new(self.disk, self.against, self.had));
         let next = move || self.next(&mut at, &mut walks);
         let finish = move |chunk: &Chunk, found: Found, buf: &mut Buffers| {
             if self.sums {
@@ -607,6 +641,37 @@ mod tests {
         };
         assert_eq!(differing(true).unwrap(), SIZE / 65_536 * 4096);
         assert_eq!(differing(false).unwrap_err().kind(), crate::error::Kind::Io);
+    }
+
+    #[test]
+    fn what_is_there_already_is_neither_read_nor_put() {
+        const SIZE: u64 = 5 * MIB;
+        let had = [(4096, 8192), (MIB - 5000, MIB + 5000), (2 * MIB, 4 * MIB + 1)].map(|(from, to)| from..to);
+        let bytes: Vec<u8> = (0..SIZE).map(|at| u8::try_from(at / 4096 % 250 + 1).unwrap()).collect();
+        let is_had = |at: &u64| had.iter().any(|range| range.contains(at));
+        let disk = |bytes: &[u8]| {
+            let raw = RawLayer::new(Arc::new(Memory::from_bytes(bytes)), false).unwrap();
+            Disk::new(vec![Layer::Raw(raw)]).unwrap()
+        };
+        // The other disk has something in the second half, which zeros hide in one place.
+        let other: Vec<u8> = (0..SIZE).map(|at| if at < 3 * MIB { 0 } else { 251 }).collect();
+        for (against, hole) in [(false, 0), (true, 8192)] {
+            let mut bytes = bytes.clone();
+            let hidden = index(4 * MIB + 12_288);
+            bytes[hidden..hidden + hole].fill(0);
+            let before = if against { other.clone() } else { vec![0; index(SIZE)] };
+            let (copy, old) = (Memory::from_bytes(&before), disk(&before));
+            let against = against.then_some(Against { disk: &old, shared: 0, exact: false });
+            complete(&disk(&bytes), against, &had, SIZE, &Flat(&copy), &Silent).unwrap();
+            let mut copied = vec![0; index(SIZE)];
+            copy.read_at(&mut copied, HostOffset(0)).unwrap();
+            for at in 0..SIZE {
+                // A grain of which a part is not there is put whole.
+                let inside = is_had(&(at / 4096 * 4096)) && is_had(&(at / 4096 * 4096 + 4095));
+                let wanted = if inside { before[index(at)] } else { bytes[index(at)] };
+                assert_eq!(copied[index(at)], wanted, "at {at}");
+            }
+        }
     }
 
     #[test]
