@@ -70,7 +70,7 @@ impl Sharing<'_> {
             let shared = layer.host_file().map(|file| self.give(0, file, HostOffset(0), self.block));
             self.willing.push(shared.transpose()?.unwrap_or(false));
         }
-        self.empty()
+        if self.willing.contains(&true) { self.empty() } else { Ok(()) }
     }
 
     /// Nothing may be left in the file: what is zero is not written over.
