@@ -47,7 +47,8 @@ pub(super) fn share(disk: &Disk, out: &HostFile, size: u64, progress: &dyn Progr
     }
     sharing.upper(disk, size, bottom, progress)?;
     if !bottom && sharing.runs.is_empty() {
-        return Ok(false);
+        sharing.empty()?;
+        return out.set_len(size).map_err(cannot).map(|()| false);
     }
     // What is at the bottom of both is the same.
     let ours = if bottom { Some(shown(out)?) } else { None };
