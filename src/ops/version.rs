@@ -5,7 +5,6 @@ use super::share::{share, shown};
 use super::{Progress, Untold};
 use crate::disk::{Disk, Layer};
 use crate::error::{Error, Result};
-use crate::storage::Storage;
 use crate::store::{BLOCK, BlockSum, DISK_MAX, DiskFormat, Finished, NewBase, OpenDisk};
 use crate::units::{GuestOffset, SECTOR, index, length};
 use crate::zero::is_zero;

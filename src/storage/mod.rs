@@ -119,4 +119,9 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// The host's error.
     fn run_at(&self, at: HostOffset) -> io::Result<Run>;
+
+    /// The file of the host that has the same bytes at the same places, to share blocks with; `None` where there is none.
+    fn host_file(&self) -> Option<&File> {
+        None
+    }
 }
