@@ -43,7 +43,7 @@ pub(super) struct Run {
     #[arg(long, value_name = "WAY", value_enum, default_value_t = Way::View, conflicts_with = "view")]
     disk: Way,
     /// How requests reach a private view, as for `mount`.
-    #[arg(long, hide = true, value_name = "HOW", value_enum, default_value_t = transport::Way::Auto, env = "COWSHED_TRANSPORT")]
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = transport::Way::Auto, env = "COWSHED_TRANSPORT")]
     transport: transport::Way,
     /// Memory: MiB, or with a suffix M or G.
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = memory)]

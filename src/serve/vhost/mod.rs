@@ -17,6 +17,7 @@ pub mod request;
 pub mod ring;
 mod server;
 mod session;
+mod watch;
 
 pub use connection::{Connection, Options};
 pub use server::Server;

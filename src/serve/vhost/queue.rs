@@ -2,12 +2,14 @@
 //!
 //! Each thread takes a request under the ring's lock, does it without, and gives it back under the lock again; so one
 //! slow request keeps no other one from being done. With more than one thread answers come out of order.
+//! [`Watch`] says who looks for the next one, and who sleeps.
 
 use super::memory::Memory;
 use super::request::Worker;
-use super::ring::{Nonsense, Ring};
+use super::ring::{Nonsense, Places, Ring};
+use super::watch::{Rest, Taken, Watch};
 use crate::serve::Export;
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, RwLock};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -15,6 +17,12 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a thread looks for a request before it sleeps: about what it takes to be woken.
+const MOMENT: Duration = Duration::from_micros(50);
+/// Milliseconds after which a thread that dozes looks whether a request waits behind those that are at work.
+const DOZE: u8 = 1;
 
 /// The memory that all queues of a front end use. A thread holds it for one request, so that who changes it knows that
 /// the old one is not used any more.
@@ -35,7 +43,7 @@ pub(super) fn signal(to: &Signal) {
 #[derive(Debug)]
 struct Running {
     number: u16,
-    ring: Mutex<Ring>,
+    watch: Mutex<Watch>,
     memory: Shared,
     export: Arc<Export>,
     /// Answers are there.
@@ -45,7 +53,6 @@ struct Running {
     epoll: Epoll,
     /// Wakes one more thread.
     more: EventFd,
-    waiting: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -77,9 +84,8 @@ impl Queue {
         epoll.add(kick, edge())?;
         epoll.add(&more, edge())?;
         let Parts { number, ring, memory, export, call, error } = parts;
-        let (waiting, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let ring = Mutex::new(ring);
-        let running = Running { number, ring, memory, export, call, error, epoll, more, waiting, stop };
+        let (watch, stop) = (Mutex::new(Watch::new(ring, threads)), AtomicBool::new(false));
+        let running = Running { number, watch, memory, export, call, error, epoll, more, stop };
         let mut queue = Self { running: Arc::new(running), threads: Vec::new() };
         for _ in 0..threads {
             let running = queue.running.clone();
@@ -105,7 +111,7 @@ impl Queue {
             // A panic in it is on standard error already.
             let _ = thread.join();
         }
-        self.running.ring.lock().next()
+        self.running.watch.lock().ring().next()
     }
 }
 
@@ -123,25 +129,26 @@ impl Running {
 
     fn run(&self) {
         let mut worker = Worker::new(&self.export);
+        let mut rest = Rest::Sleep;
         loop {
-            match self.drain(&mut worker) {
-                Ok(()) => self.wait(),
+            match self.drain(&mut worker, rest) {
+                Ok(next) => rest = next,
                 Err(Nonsense(why)) => self.give_up(why),
             }
             if self.stop.load(Ordering::SeqCst) {
                 self.wake();
                 return;
             }
+            self.wait(rest);
         }
     }
 
     /// Sleeps until there may be something to do.
-    fn wait(&self) {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
+    fn wait(&self, rest: Rest) {
+        let timeout = if rest == Rest::Doze { DOZE.into() } else { EpollTimeout::NONE };
         let mut events = [EpollEvent::empty()];
         // A signal, or a descriptor that is no good: the ring is looked at, then the next wait follows.
-        let _ = self.epoll.wait(&mut events, EpollTimeout::NONE);
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        let _ = self.epoll.wait(&mut events, timeout);
     }
 
     /// A ring that makes no sense is left alone until the front end sets it up anew.
@@ -152,34 +159,58 @@ impl Running {
         }
     }
 
-    /// Does requests until there is none.
-    fn drain(&self, worker: &mut Worker<'_>) -> Result<(), Nonsense> {
+    /// Does requests until there is none, and how to rest then.
+    fn drain(&self, worker: &mut Worker<'_>, rest: Rest) -> Result<Rest, Nonsense> {
         // Always the memory first, then the ring.
         let memory = self.memory.read();
-        self.ring.lock().be_busy(&memory)?;
+        self.watch.lock().come(&memory, rest)?;
         drop(memory);
-        while !self.stop.load(Ordering::Relaxed) {
+        loop {
             let memory = self.memory.read();
-            let (head, places) = {
-                let mut ring = self.ring.lock();
-                let Some(head) = ring.pop(&memory)? else {
-                    if ring.rest(&memory)? {
-                        continue;
-                    }
-                    return Ok(());
-                };
-                if self.waiting.load(Ordering::SeqCst) > 0 && ring.waiting(&memory)? > 0 {
-                    self.wake();
-                }
-                (head, ring.places())
+            let (head, places, wake) = match self.take(&memory)? {
+                Ok(Taken { head, places, wake }) => (head, places, wake),
+                Err(rest) => return Ok(rest),
             };
+            if wake {
+                self.wake();
+            }
             let written = worker.handle(&memory, places.table, places.size, head);
-            let mut ring = self.ring.lock();
-            ring.push(&memory, head, written)?;
-            if ring.wants_call(&memory)? {
-                drop(ring);
+            if self.watch.lock().give_back(&memory, head, written)? {
                 signal(&self.call);
             }
+        }
+    }
+
+    /// The next request, which is looked for for a moment if it is likely to come; else how this thread is to rest.
+    fn take(&self, memory: &Memory) -> Result<std::result::Result<Taken, Rest>, Nonsense> {
+        let mut until = None;
+        while !self.stop.load(Ordering::Relaxed) {
+            let mut watch = self.watch.lock();
+            if let Some(taken) = watch.take(memory)? {
+                return Ok(Ok(taken));
+            }
+            let until = *until.get_or_insert_with(|| Instant::now() + MOMENT);
+            if watch.is_worth_it() && Instant::now() < until {
+                let (places, next) = (watch.ring().places(), watch.ring().next());
+                drop(watch);
+                self.look(memory, places, next, until)?;
+                continue;
+            }
+            match watch.leave(memory)? {
+                Rest::None => {}
+                rest => return Ok(Err(rest)),
+            }
+        }
+        Ok(Err(Rest::Sleep))
+    }
+
+    /// Returns when the request at position `next` is there, and at the time `until`.
+    fn look(&self, memory: &Memory, places: Places, next: u16, until: Instant) -> Result<(), Nonsense> {
+        while places.available_index(memory)? == next
+            && Instant::now() < until
+            && !self.stop.load(Ordering::Relaxed)
+        {
+            std::hint::spin_loop();
         }
         Ok(())
     }

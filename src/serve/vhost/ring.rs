@@ -46,6 +46,8 @@ pub struct Ring {
     used: u16,
     /// The position up to which the driver knows of answers, or was told.
     told: u16,
+    /// Whether the driver may be about to kick.
+    kicked: bool,
     /// Heads that a killed server had taken, to be done again; the last first.
     again: Vec<u16>,
     inflight: Option<Inflight>,
@@ -90,7 +92,7 @@ impl Places {
     }
 
     /// Position of the request after the last one that the driver offers.
-    fn available_index(&self, memory: &Memory) -> Result<u16, Nonsense> {
+    pub(super) fn available_index(&self, memory: &Memory) -> Result<u16, Nonsense> {
         memory.load(GuestAddress(self.available.0 + 2), Ordering::Acquire).map(u16::from_le).map_err(gone)
     }
 }
@@ -122,7 +124,8 @@ impl Ring {
             }
         }
         // The driver was perhaps not told of the last answers: the first one from here on is told.
-        Ok(Self { places, event_index, next, used, told: used.wrapping_sub(1), again, inflight })
+        let told = used.wrapping_sub(1);
+        Ok(Self { places, event_index, next, used, told, kicked: true, again, inflight })
     }
 
     /// Where the queue's parts are.
@@ -213,28 +216,37 @@ impl Ring {
         Ok(self.used.wrapping_sub(wanted).wrapping_sub(1) < new)
     }
 
+    /// Where the driver is told by index at which request to kick.
+    fn kick_index(&self) -> GuestAddress {
+        entry(self.places.used, 4, self.places.size, 8)
+    }
+
     /// Asks the driver for no kicks: all requests are looked for anyway.
     ///
     /// # Errors
     /// When the ring is gone.
-    pub fn be_busy(&self, memory: &Memory) -> Result<(), Nonsense> {
-        if self.event_index {
-            // One kick was asked for, and it has come.
+    pub fn be_busy(&mut self, memory: &Memory) -> Result<(), Nonsense> {
+        if !self.kicked {
             return Ok(());
         }
-        memory.store(NO_NOTIFY.to_le(), self.places.used, Ordering::Relaxed).map_err(gone)
+        self.kicked = false;
+        // By index, a kick at a request that has come already is asked for.
+        let (at, value) = if self.event_index {
+            (self.kick_index(), self.next.wrapping_sub(1))
+        } else {
+            (self.places.used, NO_NOTIFY)
+        };
+        memory.store(value.to_le(), at, Ordering::Relaxed).map_err(gone)
     }
 
     /// Asks the driver for a kick at its next request; whether one came just before.
     ///
     /// # Errors
     /// As [`Ring::waiting`].
-    pub fn rest(&self, memory: &Memory) -> Result<bool, Nonsense> {
-        let (at, value) = if self.event_index {
-            (entry(self.places.used, 4, self.places.size, 8), self.next)
-        } else {
-            (self.places.used, 0)
-        };
+    pub fn rest(&mut self, memory: &Memory) -> Result<bool, Nonsense> {
+        self.kicked = true;
+        let (at, value) =
+            if self.event_index { (self.kick_index(), self.next) } else { (self.places.used, 0) };
         memory.store(value.to_le(), at, Ordering::Relaxed).map_err(gone)?;
         // The wish is visible before the driver's ring is looked at for the last time.
         fence(Ordering::SeqCst);
