@@ -118,27 +118,39 @@ fn a_request_that_takes_long_holds_up_nobody_on_the_same_processor() {
 
 #[test]
 fn more_reads_wait_together_than_there_are_threads() {
+    const WANTED: usize = 8;
     let view = TestView::with(Options { threads: 2, ..options() });
     let disk = view.memory.add("clones/a.raw", 1 << 20);
     let file = view.direct("clones/a.raw");
-    let reading = |op: &Op| matches!(op, Op::Read { .. });
+    // How many are under way, and how many were at most.
+    let counts = Arc::new((Mutex::new((0, 0)), Condvar::new()));
+    let seen = counts.clone();
     disk.probe(move |op| {
-        if reading(&op) {
-            std::thread::sleep(Duration::from_millis(1));
+        if matches!(op, Op::Read { .. }) {
+            let mut now = seen.0.lock().unwrap();
+            now.0 += 1;
+            now.1 = now.1.max(now.0);
+            seen.1.notify_all();
+            let wait = Duration::from_millis(100);
+            let (mut now, _) = seen.1.wait_timeout_while(now, wait, |now| now.1 < WANTED).unwrap();
+            now.0 -= 1;
         }
         Ok(())
     });
     stay_on_one_processor();
-    // After these it is known that reads wait.
-    (0..8).for_each(|at| file.read_exact_at(&mut [0; 4096], at * 4096).unwrap());
-    let meet = meeting(8);
-    disk.probe(move |op| if reading(&op) { meet() } else { Ok(()) });
-    std::thread::scope(|scope| {
-        for at in 0..8 {
-            let file = &file;
-            scope.spawn(move || file.read_exact_at(&mut [0; 4096], at * 4096).unwrap());
+    // Threads come as it is seen that reads wait, and a request that came before them may wait for others to be done.
+    for _ in 0..100 {
+        std::thread::scope(|scope| {
+            for at in 0..8 {
+                let file = &file;
+                scope.spawn(move || file.read_exact_at(&mut [0; 4096], at * 4096).unwrap());
+            }
+        });
+        if counts.0.lock().unwrap().1 == WANTED {
+            return;
         }
-    });
+    }
+    panic!("at most {} reads waited together", counts.0.lock().unwrap().1);
 }
 
 #[test]
