@@ -206,9 +206,14 @@ fn use_until_it_fails(dir: &Path, answered: &AtomicU64) -> Vec<i32> {
     })
 }
 
+/// Users 1 to 3 go by names, and may find the empty folder that was under the mount already.
 fn say_gone(errors: &[i32]) {
-    let gone = |code: &i32| matches!(*code, libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED);
-    assert!(errors.iter().all(gone), "{errors:?}");
+    let gone = |(user, code): (usize, &i32)| match *code {
+        libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED => true,
+        libc::ENOENT => (1..4).contains(&user),
+        _ => false,
+    };
+    assert!(errors.iter().enumerate().all(gone), "{errors:?}");
 }
 
 #[test]
