@@ -93,8 +93,8 @@ fn requests_come_over_rings_when_they_are_said_to_and_only_then() {
     }
 }
 
-/// Files that programs inherit from this one, beside the standard three.
-fn inherited() -> usize {
+/// Files with numbers below `limit` that programs inherit from this one, beside the standard three.
+fn inherited(limit: usize) -> usize {
     let closes = |fd: &str| {
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or("");
@@ -102,13 +102,14 @@ fn inherited() -> usize {
     };
     let names = fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().file_name());
     let names = names.filter_map(|name| name.into_string().ok());
-    names.filter(|fd| fd.parse::<i32>().is_ok_and(|fd| fd > 2) && !closes(fd)).count()
+    names.filter(|fd| fd.parse::<usize>().is_ok_and(|fd| fd > 2 && fd < limit) && !closes(fd)).count()
 }
 
 /// Room for what serving over `/dev/fuse` opens, and for no ring more than that.
 fn few_files() -> String {
     let threads = thread::available_parallelism().unwrap().get().clamp(4, 16);
-    format!("--nofile={0}:{0}", threads + 5 + inherited())
+    let files = threads + 5;
+    format!("--nofile={0}:{0}", files + inherited(files))
 }
 
 #[test]

@@ -32,7 +32,8 @@ if $CARGO nextest --version >/dev/null 2>&1; then
     $CARGO nextest run --workspace --locked --no-fail-fast --test-threads "$(($(nproc) * 3 / 2))" -E "package(fuse-mount)$binaries"
     $CARGO nextest run --workspace --locked --no-fail-fast --run-ignored only -E "package(fuse-mount) | binary(=cli_run)"
 else
-    $CARGO test -p fuse-mount --locked --no-fail-fast --all-targets -- --include-ignored
+    # In one process, one after the other: some of them start programs, which must not inherit the mounts of others.
+    $CARGO test -p fuse-mount --locked --no-fail-fast --all-targets -- --include-ignored --test-threads 1
     $CARGO test --workspace --locked --no-fail-fast "${VIEWS[@]/#/--test=}"
     $CARGO test --workspace --locked --no-fail-fast --test cli_run -- --ignored
 fi

@@ -73,14 +73,28 @@ impl Rings {
                     let ring = Ring::new(device.as_fd(), number, MAX_TRANSFER as usize);
                     drop(device);
                     serve(&view, ring, &queue, &steps, &say)
-                })?;
-                rings.threads.push(Served { go, thread });
+                });
+                match thread {
+                    Ok(thread) => rings.threads.push(Served { go, thread }),
+                    Err(error) => return Err(rings.give_up(error)),
+                }
             }
         }
         // So that nobody waits for the word of a thread that died.
         drop(say);
-        rings.all_said()?;
-        Ok(rings)
+        match rings.all_said() {
+            Ok(()) => Ok(rings),
+            Err(error) => Err(rings.give_up(error)),
+        }
+    }
+
+    /// Ends the threads, none of which has an entry. Their files are closed then: who mounts without rings may need the room.
+    fn give_up(self, error: io::Error) -> io::Error {
+        for Served { go, thread } in self.threads {
+            drop(go);
+            let _ = thread.join();
+        }
+        error
     }
 
     /// Offers the rings to the kernel, which has been greeted. When this returns without an error, it sends requests there.
