@@ -167,8 +167,8 @@ impl Running {
         drop(memory);
         loop {
             let memory = self.memory.read();
-            let (head, places, wake) = match self.take(&memory)? {
-                Ok(Taken { head, places, wake }) => (head, places, wake),
+            let Taken { head, places, wake } = match self.take(&memory)? {
+                Ok(taken) => taken,
                 Err(rest) => return Ok(rest),
             };
             if wake {
@@ -183,17 +183,16 @@ impl Running {
 
     /// The next request, which is looked for for a moment if it is likely to come; else how this thread is to rest.
     fn take(&self, memory: &Memory) -> Result<std::result::Result<Taken, Rest>, Nonsense> {
-        let mut until = None;
+        let mut patient = true;
         while !self.stop.load(Ordering::Relaxed) {
             let mut watch = self.watch.lock();
             if let Some(taken) = watch.take(memory)? {
                 return Ok(Ok(taken));
             }
-            let until = *until.get_or_insert_with(|| Instant::now() + MOMENT);
-            if watch.is_worth_it() && Instant::now() < until {
+            if patient && watch.is_worth_it() {
                 let (places, next) = (watch.ring().places(), watch.ring().next());
                 drop(watch);
-                self.look(memory, places, next, until)?;
+                patient = self.look(memory, places, next)?;
                 continue;
             }
             match watch.leave(memory)? {
@@ -204,14 +203,15 @@ impl Running {
         Ok(Err(Rest::Sleep))
     }
 
-    /// Returns when the request at position `next` is there, and at the time `until`.
-    fn look(&self, memory: &Memory, places: Places, next: u16, until: Instant) -> Result<(), Nonsense> {
-        while places.available_index(memory)? == next
-            && Instant::now() < until
-            && !self.stop.load(Ordering::Relaxed)
-        {
+    /// Whether the request at position `next` comes within a moment.
+    fn look(&self, memory: &Memory, places: Places, next: u16) -> Result<bool, Nonsense> {
+        let until = Instant::now() + MOMENT;
+        while places.available_index(memory)? == next {
+            if Instant::now() >= until || self.stop.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
             std::hint::spin_loop();
         }
-        Ok(())
+        Ok(true)
     }
 }
