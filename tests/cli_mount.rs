@@ -74,6 +74,7 @@ fn a_failed_start_says_why_and_leaves_nothing() {
     assert!(said.contains("cannot mount at"), "{said}");
     let said = shed.fails(1, &["mount", shed.path("absent").to_str().unwrap()]);
     assert!(said.contains("cannot mount at"), "{said}");
+    assert_eq!(said.matches("No such file").count(), 1, "{said}");
     assert_eq!(fs::read_dir(shed.root().join("run")).unwrap().count(), 0);
 }
 

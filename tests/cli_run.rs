@@ -3,9 +3,12 @@
 
 #[path = "common/cli.rs"]
 mod common;
+#[path = "common/rings.rs"]
+mod rings;
 
 use common::store::{file_digest, must, qemu_check};
 use common::{Shed, one_line, until};
+use rings::completions;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::PermissionsExt;
@@ -91,21 +94,6 @@ fn a_guest_boots_and_keeps_its_changes_in_the_clone() {
         assert!(shed.ok(&["list"]).contains("deb@2"), "{way}");
         assert_eq!(file_digest(&shed.base_disk()), base);
     }
-}
-
-/// Completions that the kernel has counted in the rings of a process.
-fn completions(process: u32) -> Vec<u64> {
-    let entries = fs::read_dir(format!("/proc/{process}/fd")).unwrap().map(Result::unwrap);
-    let rings = entries.filter(|entry| {
-        fs::read_link(entry.path()).is_ok_and(|path| path.as_os_str() == "anon_inode:[io_uring]")
-    });
-    let count = |ring: fs::DirEntry| {
-        let path = format!("/proc/{process}/fdinfo/{}", ring.file_name().to_str().unwrap());
-        let text = fs::read_to_string(path).unwrap();
-        let tail = text.lines().find_map(|line| line.strip_prefix("CqTail:")).unwrap();
-        tail.trim().parse::<u64>().unwrap()
-    };
-    rings.map(count).collect()
 }
 
 #[test]

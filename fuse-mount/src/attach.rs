@@ -29,7 +29,7 @@ pub(crate) fn attach(dir: &Path, options: &Options) -> Result<OwnedFd> {
     if geteuid().is_root() {
         match attach_directly(dir, options) {
             // Root without the right to mount, as in some containers.
-            Err(Error::Attach { source, .. }) if source.raw_os_error() == Some(libc::EPERM) => {}
+            Err(Error::Attach { cause, .. }) if cause.raw_os_error() == Some(libc::EPERM) => {}
             result => return result,
         }
     }
@@ -42,7 +42,7 @@ pub(crate) fn can_open_device() -> bool {
 }
 
 fn open_device() -> Result<File> {
-    OpenOptions::new().read(true).write(true).open(DEVICE).map_err(|source| Error::FuseDevice { source })
+    OpenOptions::new().read(true).write(true).open(DEVICE).map_err(|cause| Error::FuseDevice { cause })
 }
 
 fn attach_directly(dir: &Path, options: &Options) -> Result<OwnedFd> {
@@ -59,7 +59,7 @@ fn attach_directly(dir: &Path, options: &Options) -> Result<OwnedFd> {
         flags |= MsFlags::MS_RDONLY;
     }
     nix::mount::mount(Some(options.fs_name.as_str()), dir, Some(TYPE), flags, Some(data.as_str()))
-        .map_err(|code| Error::Attach { dir: dir.to_owned(), source: code.into() })?;
+        .map_err(|code| Error::Attach { dir: dir.to_owned(), cause: code.into() })?;
     Ok(device.into())
 }
 
@@ -73,12 +73,12 @@ fn attach_by_helper(dir: &Path, options: &Options) -> Result<OwnedFd> {
     if options.read_only {
         list.push_str(",ro");
     }
-    let failed = |source| Error::Attach { dir: dir.to_owned(), source };
+    let failed = |cause| Error::Attach { dir: dir.to_owned(), cause };
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     let mut command = helper();
     command.arg("-o").arg(list).arg("--").arg(dir);
     command.env("_FUSE_COMMFD", "0").stdin(Stdio::from(OwnedFd::from(theirs)));
-    let output = command.output().map_err(|source| Error::NoHelper { source })?;
+    let output = command.output().map_err(|cause| Error::NoHelper { cause })?;
     // The command keeps its copy of the socket, and we would wait for ever for a helper that sent nothing.
     drop(command);
     if !output.status.success() {
@@ -122,14 +122,14 @@ fn detach_now(dir: &Path, lazy: bool) -> Result<()> {
         Ok(()) => Ok(()),
         Err(Errno::EBUSY) => Err(Error::Busy { dir: dir.to_owned() }),
         Err(Errno::EPERM) => detach_by_helper(dir, lazy),
-        Err(code) => Err(Error::Detach { dir: dir.to_owned(), source: code.into() }),
+        Err(code) => Err(Error::Detach { dir: dir.to_owned(), cause: code.into() }),
     }
 }
 
 fn detach_by_helper(dir: &Path, lazy: bool) -> Result<()> {
     let mut command = helper();
     command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(dir).stdin(Stdio::null());
-    let output = command.output().map_err(|source| Error::NoHelper { source })?;
+    let output = command.output().map_err(|cause| Error::NoHelper { cause })?;
     let message = message_of(&output);
     match output.status.success() {
         true => Ok(()),

@@ -56,7 +56,7 @@ fn greet<S: Source>(
     options: &Options,
     queues: Option<u16>,
 ) -> Result<Connection<S>> {
-    let failed = |source| Error::Session { dir: dir.to_owned(), source };
+    let failed = |cause| Error::Session { dir: dir.to_owned(), cause };
     let rings = queues.map(|queues| Rings::new(view, &device, queues, options.threads));
     let no_rings = |error| Error::NoUring { reason: no_rings(dir, &error) };
     let rings = rings.transpose().map_err(no_rings)?;

@@ -6,17 +6,17 @@ use std::path::PathBuf;
 /// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a mount could not be made, served or undone.
+/// Why a mount could not be made, served or undone. Each sentence holds its cause, so none has a source beside it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The mount point is missing, is no directory, or cannot be read.
-    #[error("cannot mount at {}: {source}; give an existing directory that you own", dir.display())]
+    #[error("cannot mount at {}: {cause}; give an existing directory that you own", dir.display())]
     Directory {
         /// The mount point.
         dir: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Something is in the mount point that a mount would hide.
     #[error("{} is not empty; give an empty directory, or --nonempty to hide what is in it", dir.display())]
@@ -48,11 +48,11 @@ pub enum Error {
     },
     /// The FUSE device cannot be opened.
     #[error(
-        "cannot open /dev/fuse: {source}; load the fuse module (modprobe fuse) or let this user open it (its usual mode is 0666)"
+        "cannot open /dev/fuse: {cause}; load the fuse module (modprobe fuse) or let this user open it (its usual mode is 0666)"
     )]
     FuseDevice {
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The kernel does not serve FUSE over `io_uring`, which was asked for.
     #[error("{reason}")]
@@ -61,12 +61,12 @@ pub enum Error {
         reason: String,
     },
     /// The kernel refused the mount.
-    #[error("cannot mount at {}: {source}", dir.display())]
+    #[error("cannot mount at {}: {cause}", dir.display())]
     Attach {
         /// The mount point.
         dir: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The helper that mounts and unmounts for plain users failed.
     #[error("fusermount3 failed at {}: {message}", dir.display())]
@@ -77,10 +77,10 @@ pub enum Error {
         message: String,
     },
     /// The helper is not installed.
-    #[error("cannot run fusermount3: {source}; install the package fuse3, or mount as root")]
+    #[error("cannot run fusermount3: {cause}; install the package fuse3, or mount as root")]
     NoHelper {
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Somebody still uses the mount.
     #[error("{} is in use by an open file, a working directory or a mount on top of it; end that (fuser -vm {} lists who it is), then unmount again", dir.display(), dir.display())]
@@ -95,35 +95,35 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The kernel refused to unmount.
-    #[error("cannot unmount {}: {source}", dir.display())]
+    #[error("cannot unmount {}: {cause}", dir.display())]
     Detach {
         /// The mount point.
         dir: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The table of mounts cannot be read.
-    #[error("cannot read /proc/self/mountinfo: {source}; is /proc mounted?")]
+    #[error("cannot read /proc/self/mountinfo: {cause}; is /proc mounted?")]
     MountTable {
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The conversation with the kernel failed.
-    #[error("the view at {} stopped: {source}", dir.display())]
+    #[error("the view at {} stopped: {cause}", dir.display())]
     Session {
         /// The mount point.
         dir: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A disk could not be made durable when the view ended; its last writes may be lost.
     #[error(
-        "{file}: the flush at unmount failed: {source}; writes since its last successful flush may be lost"
+        "{file}: the flush at unmount failed: {cause}; writes since its last successful flush may be lost"
     )]
     Flush {
         /// `folder/name` of the first such file.
         file: String,
         /// What the device said.
-        source: io::Error,
+        cause: io::Error,
     },
 }

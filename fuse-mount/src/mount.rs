@@ -115,7 +115,7 @@ pub fn mount(source: impl Source, dir: &Path, options: Options) -> Result<Mount>
 ///
 /// The claim is a lock on the directory under the mount. It ends with this process at the latest, and needs no file.
 fn claim(dir: &Path, nonempty: bool) -> Result<(PathBuf, Option<Flock<File>>)> {
-    let failed = |source| Error::Directory { dir: dir.to_owned(), source };
+    let failed = |cause| Error::Directory { dir: dir.to_owned(), cause };
     let path = mount_table::resolve(dir).map_err(failed)?;
     make_free(&path)?;
     let folder = File::open(&path).map_err(failed)?;
@@ -185,9 +185,9 @@ fn start<S: Source>(
     });
     match spawned {
         Ok(_) => Ok(shared),
-        Err(source) => {
+        Err(cause) => {
             let _ = detach(dir, true);
-            Err(Error::Session { dir: dir.to_owned(), source })
+            Err(Error::Session { dir: dir.to_owned(), cause })
         }
     }
 }
@@ -211,10 +211,10 @@ fn serve<S: Source>(connection: Connection<S>, view: &View<S>, shared: &Shared) 
     let flushed = view.end();
     match (flushed, served) {
         (Err((file, code)), _) => {
-            Some(Error::Flush { file, source: io::Error::from_raw_os_error(code.code()) })
+            Some(Error::Flush { file, cause: io::Error::from_raw_os_error(code.code()) })
         }
-        (Ok(()), Err(source)) if is_end(&source) => None,
-        (Ok(()), Err(source)) => Some(Error::Session { dir: shared.dir.clone(), source }),
+        (Ok(()), Err(cause)) if is_end(&cause) => None,
+        (Ok(()), Err(cause)) => Some(Error::Session { dir: shared.dir.clone(), cause }),
         (Ok(()), Ok(())) => None,
     }
 }

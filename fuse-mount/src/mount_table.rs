@@ -39,7 +39,7 @@ fn says_dead(code: Errno) -> bool {
 
 /// Every mount at `dir`, bottom first: a path leads to the last one.
 pub(crate) fn mounts_at(dir: &Path) -> Result<Vec<Entry>> {
-    let table = std::fs::read("/proc/self/mountinfo").map_err(|source| Error::MountTable { source })?;
+    let table = std::fs::read("/proc/self/mountinfo").map_err(|cause| Error::MountTable { cause })?;
     Ok(table.split(|&byte| byte == b'\n').filter_map(parse).filter(|entry| entry.dir == dir).collect())
 }
 

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "../../tests/common/rings.rs"]
+mod rings;
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -20,20 +22,13 @@ use std::time::Duration;
 use common::memory::Memory;
 use common::{Server, TestView, eventually, example, options};
 use fuse_mount::{Options, Transport};
+use rings::completions;
 
 const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
 
 /// Completions that the kernel has counted in the rings of a process, and how many rings it has.
 fn rings(pid: u32) -> (u64, usize) {
-    let mut counts = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(Result::unwrap) {
-        if fs::read_link(entry.path()).is_ok_and(|path| path.as_os_str() == "anon_inode:[io_uring]") {
-            let number = entry.file_name().into_string().unwrap();
-            let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap();
-            let tail = text.lines().find_map(|line| line.strip_prefix("CqTail:")).unwrap();
-            counts.push(tail.trim().parse::<u64>().unwrap());
-        }
-    }
+    let counts = completions(pid);
     (counts.iter().sum(), counts.len())
 }
 
