@@ -37,14 +37,15 @@ warm() {
     find "$COWSHED_STORE" -name 'disk.*' ! -name disk.log -exec dd if={} of=/dev/null bs=1M "count=$1" status=none \;
 }
 
-# fill FORMAT FILE MIB STEP LEN SEED: of each STEP KiB of the first MIB MiB the first LEN KiB, in a scattered order, by writes of
-# at most 64 KiB: the kernel keeps what is written at once in one piece, and changing a bit of a large one is slow.
+# fill FORMAT FILE MIB STEP LEN SEED: of each STEP KiB of the first MIB MiB the first LEN KiB, in a scattered order (SEED 0: from the
+# first to the last), by writes of at most 64 KiB: the kernel keeps what is written at once in one piece, and changing a bit of a large one is slow.
 fill() {
     python3 - "${@:3}" <<'P' | qemu-io -f "$1" -t writeback "$2" >/dev/null
 import random, sys
 mib, step, length, seed = map(int, sys.argv[1:])
 places = list(range(0, mib * 1024, step))
-random.Random(seed).shuffle(places)
+if seed:
+    random.Random(seed).shuffle(places)
 for place in places:
     for at in range(place, place + length, 64):
         print(f"write -P {at % 250 + 1} {at}k {min(64, length)}k")

@@ -17,7 +17,8 @@ THREADS = os.environ.get("THREADS", "4")
 # Clone, fio's arguments, whether the page cache is empty at the start. "new" is a clone that nothing was written to.
 DIRECT, BUFFERED, DEEP = "--direct=1 --ioengine=psync", "--direct=0 --ioengine=psync", "--direct=1 --ioengine=io_uring --iodepth=32"
 GIB = "--size=1g"
-TOUCH = "--rw=randwrite --blockalign=64k --offset=1g --size=2g"
+# Each place once.
+TOUCH = "--rw=randwrite --offset=1g"
 JOBS = {
     "read 4k": ("fresh", f"{DIRECT} {GIB} --rw=randread --bs=4k", False),
     "read 4k, 2 jobs": ("fresh", f"{DIRECT} {GIB} --rw=randread --bs=4k --numjobs=2", False),
@@ -26,6 +27,7 @@ JOBS = {
     "read 4k, 32 deep, cold": ("fresh", f"{DEEP} {GIB} --rw=randread --bs=4k", True),
     "read 4k, 32 deep, quarter own": ("part", f"{DEEP} {GIB} --rw=randread --bs=4k", False),
     "read 4k, 32 deep, all own": ("own", f"{DEEP} {GIB} --rw=randread --bs=4k", False),
+    "read 4k, 32 deep, chain of 4": ("four", f"{DEEP} {GIB} --rw=randread --bs=4k", False),
     "read 4k, 32 deep, chain of 16": ("chain", f"{DEEP} {GIB} --rw=randread --bs=4k", False),
     "read 64k, 32 deep": ("fresh", f"{DEEP} {GIB} --rw=randread --bs=64k", False),
     "read 1M in order": ("fresh", f"{DIRECT} {GIB} --rw=read --bs=1m", False),
@@ -34,10 +36,11 @@ JOBS = {
     "write 4k, 32 deep": ("own", f"{DEEP} {GIB} --rw=randwrite --bs=4k", False),
     "write 4k, 32 deep, 2 jobs": ("own", f"{DEEP} {GIB} --rw=randwrite --bs=4k --numjobs=2", False),
     "write 1M in order": ("own", f"{DIRECT} {GIB} --rw=write --bs=1m", False),
+    "write 1M in order, laid in order": ("laid", f"{DIRECT} {GIB} --rw=write --bs=1m", False),
     "write 4k and fdatasync": ("own", f"{DIRECT} {GIB} --rw=randwrite --bs=4k --fdatasync=1", False),
-    "first write 4k, 32 deep": ("new", f"{DEEP} {TOUCH} --bs=4k", False),
-    "first write 4k, buffered": ("new", f"{BUFFERED} {TOUCH} --bs=4k", False),
-    "first write 64k, 32 deep": ("new", f"{DEEP} {TOUCH} --bs=64k", False),
+    "first write 4k, 32 deep": ("new", f"{DEEP} {TOUCH} --size=512m --bs=4k", False),
+    "first write 4k, buffered": ("new", f"{BUFFERED} {TOUCH} --size=256m --bs=4k", False),
+    "first write 64k, 32 deep": ("new", f"{DEEP} {TOUCH} --size=1g --bs=64k", False),
 }
 # Each transport of the view, with the bare server over the same one. Rings are measured where the kernel has them on.
 SWITCH = "/sys/module/fuse/parameters/enable_uring"
@@ -49,7 +52,8 @@ CONTENDERS = ["raw", *(f"{who} {how}" for how in TRANSPORTS for who in ("bare", 
 AIMS = {"dev": {
     "read 4k": {"qemu": 1.2, "bare": 0.9}, "read 4k, 32 deep": {"qemu": 1.8, "bare": 0.9},
     "read 4k, 32 deep, cold": {"qemu": 1.6}, "read 1M in order": {"qemu": 2.5, "raw": 0.85},
-    "write 1M in order": {"qemu": 1.5, "raw": 0.85}, "first write 4k, 32 deep": {"qemu": 4},
+    "write 1M in order": {"qemu": 1.5, "raw": 0.85},
+    "write 1M in order, laid in order": {"qemu": 1.5, "raw": 0.85}, "first write 4k, 32 deep": {"qemu": 4},
     "first write 4k, buffered": {"qemu": 1.5}, "write 4k": {"qemu": 2.5, "bare": 0.9},
     "write 4k, 32 deep": {"qemu": 2.5, "bare": 0.9}, "write 4k and fdatasync": {"qemu": 1.3},
 }, "uring": {
@@ -134,12 +138,16 @@ class Server:
             sys.exit(f"{self.process.args[0]} failed")
 
 
-def prepare(folder, contender, clone, cold):
-    """Brings what a contender reads into the page cache, or empties that; then waits a moment for other work to end."""
+def prepare(folder, contender, clone, cold, buffered):
+    """Brings what a contender reads into the page cache, or empties that; then waits a moment for other work to end.
+
+    What fills new pages finds free memory that was used just before.
+    """
     subprocess.run(["sync"], check=True)
     if cold:
         with open("/proc/sys/vm/drop_caches", "w") as file:
             file.write("1")
+        WARM.clear()
     else:
         files = [os.path.join(folder, "limit.raw")]
         if contender == "qemu" or contender.startswith("cowshed"):
@@ -153,14 +161,40 @@ def prepare(folder, contender, clone, cold):
         time.sleep(0.3)
         if busy() - before < 0.2 * 0.3 * os.cpu_count():
             break
+    if clone == "new" or buffered:
+        use_memory()
+
+
+# Files whose pages warm() has brought in.
+WARM = set()
 
 
 def warm(path):
-    """Reads the first GiB page by page: what the kernel reads ahead it keeps in larger pieces, and changing a bit of those is slow."""
+    """Reads the first GiB page by page: what the kernel reads ahead it keeps in larger pieces, and changing a bit of those is slow.
+
+    What others have read before leaves marks at which the kernel reads ahead anyway, so that is forgotten first.
+    """
     with open(path, "rb", buffering=0) as file:
+        if path not in WARM:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            WARM.add(path)
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         for at in range(0, min(os.path.getsize(path), 1100 << 20), 1 << 16):
             os.pread(file.fileno(), 1 << 16, at)
+
+
+USE = """
+import mmap
+pages = mmap.mmap(-1, 3 << 29)
+pages.madvise(mmap.MADV_HUGEPAGE)
+for at in range(0, len(pages), mmap.PAGESIZE):
+    pages[at] = 1
+"""
+
+
+def use_memory():
+    """A virtual machine may give free memory back to its host, and then each page that is taken anew waits for that one."""
+    subprocess.run([sys.executable, "-c", USE], check=True)
 
 
 def busy():
@@ -178,7 +212,7 @@ def run(folder, name, contender, seconds, number):
     # The raw file is the limit of what lies in the host's page cache, or of the disk.
     if contender == "raw" and not cold:
         arguments = arguments.replace("--direct=1", "--direct=0")
-    prepare(folder, contender, clone, cold)
+    prepare(folder, contender, clone, cold, "--direct=0" in JOBS[name][1])
     used = server.processor_seconds()
     fio = subprocess.run(
         ["fio", "--name=job", f"--filename={server.target}", "--thread", "--group_reporting", "--output-format=json",

@@ -27,15 +27,22 @@ truncate -s 4G "$work/limit.raw"
 fill raw "$work/limit.raw" 1024 64 64 1
 "$COWSHED" import "$work/base.raw" --name base --format raw >/dev/null
 rm "$work/base.raw"
-"$COWSHED" clone base fresh own part chain >/dev/null
+"$COWSHED" clone base fresh own laid part four chain >/dev/null
 image() { "$COWSHED" path "$1"; }
 fill qcow2 "$(image own)" 1024 64 64 1
+fill qcow2 "$(image laid)" 1024 64 64 0
 fill qcow2 "$(image part)" 1024 256 64 2
-for number in $(seq 15); do
-    fill qcow2 "$(image chain)" 1024 4096 64 "$number"
-    "$COWSHED" checkpoint chain >/dev/null
-done
+# A clone of so many layers, its base counted.
+layers() {
+    local number
+    for number in $(seq $(($2 - 1))); do
+        fill qcow2 "$(image "$1")" 1024 4096 64 "$number"
+        "$COWSHED" checkpoint "$1" >/dev/null
+    done
+}
+layers four 4
+layers chain 16
 sync
 export COWSHED BARE
 python3 "$here/view.py" "$work" "$rounds" "$seconds" "$jobs" "${out:-$root/target/bench-view.json}"
-for clone in fresh own part chain; do qemu-img check -q "$(image "$clone")"; done
+for clone in fresh own laid part four chain; do qemu-img check -q "$(image "$clone")"; done
