@@ -124,6 +124,12 @@ impl Commit {
         self.round(rounds, commit)
     }
 
+    /// Runs `commit`, unless one runs already.
+    fn unless_running(&self, commit: impl FnOnce() -> Result<()>) -> Result<()> {
+        let rounds = self.rounds.lock();
+        if rounds.running { Ok(()) } else { self.round(rounds, commit) }
+    }
+
     /// Runs `commit` while no other one runs.
     fn alone(&self, commit: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut rounds = self.rounds.lock();
@@ -162,6 +168,15 @@ impl Image {
             }
             None => Ok(()),
         }
+    }
+
+    /// Makes room in the log, unless somebody is at that.
+    ///
+    /// # Errors
+    /// As [`Image::flush`].
+    pub(super) fn flush_unless_running(&self) -> Result<()> {
+        let writer = self.writer()?;
+        writer.commit.unless_running(|| self.storage.close_on_panic(|| self.commit(writer, Freed::Punched)))
     }
 
     /// Flushes and gives reserved clusters back: the file then has no leak. The image stays usable.
@@ -369,4 +384,27 @@ pub(super) fn ranges(set: &BTreeSet<u64>) -> Vec<Range<u64>> {
         }
     }
     ranges
+}
+
+#[cfg(all(test, not(cowshed_model)))]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_for_room_is_left_to_the_one_that_runs() {
+        let (commit, ran) = (Commit::default(), std::cell::Cell::new(0));
+        let run = || {
+            ran.set(ran.get() + 1);
+            Ok(())
+        };
+        commit.unless_running(|| commit.unless_running(run)).unwrap();
+        assert_eq!(ran.get(), 0, "one ran");
+        commit.unless_running(run).unwrap();
+        assert_eq!(ran.get(), 1);
+        let failed = commit.unless_running(|| Err(Error::new(Kind::NoSpace, "full"))).unwrap_err();
+        assert_eq!(failed.kind(), Kind::NoSpace);
+        commit.join(run).unwrap();
+        assert_eq!(ran.get(), 2, "a failure is over with its round");
+    }
 }

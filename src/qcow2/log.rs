@@ -201,12 +201,16 @@ impl Log {
         Closed { log: self, _live: self.gate.write() }
     }
 
-    /// Whether a commit is due: for changes that are not logged, or to make room.
+    /// Whether a commit is due, to make room.
     pub(super) fn wants_flush(&self) -> bool {
         // In this order: a commit that ends in between must not make the first one overtake the next.
         let first = self.first.load(Ordering::Acquire);
-        let used = self.next.load(Ordering::Acquire) - first;
-        used > CAPACITY / 2 || self.unlogged.load(Ordering::Acquire) > self.settled.load(Ordering::Acquire)
+        self.next.load(Ordering::Acquire) - first > CAPACITY / 2
+    }
+
+    /// Whether there are changes that are neither logged nor durable: who made one has to wait for a commit.
+    pub(super) fn needs_flush(&self) -> bool {
+        self.unlogged.load(Ordering::Acquire) > self.settled.load(Ordering::Acquire)
     }
 
     /// Everything before `mark` is durable. Whether the log has forgotten it: only then may what it names be given to
@@ -341,9 +345,56 @@ fn nonce() -> u32 {
     u32::from_le_bytes([a, b, c, d]).max(1)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(cowshed_model)))]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::storage::Memory;
+
+    /// A log in memory.
+    #[derive(Debug)]
+    struct Place;
+
+    impl LogPlace for Place {
+        fn session(&self) -> io::Result<Session> {
+            Ok(Session([1; 32]))
+        }
+
+        fn open(&self, _: bool) -> io::Result<Option<Arc<dyn Storage>>> {
+            Ok(None)
+        }
+
+        fn create(&self) -> io::Result<Arc<dyn Storage>> {
+            Ok(Arc::new(Memory::new()))
+        }
+
+        fn remove(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_log_asks_for_room_when_it_is_half_full_and_has_everybody_wait_only_when_it_is_full() {
+        let log = Log::new(Arc::new(Place));
+        let append = |changes| {
+            let logged = log.enter(|_| Ok(()));
+            (0..changes).for_each(|place| logged.append(Change::Table(index(place), 0)));
+        };
+        for (changes, wants, needs) in
+            [(CAPACITY / 2, false, false), (1, true, false), (CAPACITY / 2 - 1, true, false)]
+        {
+            append(changes);
+            assert_eq!((log.wants_flush(), log.needs_flush()), (wants, needs), "{changes} more");
+        }
+        let mark = log.close_gate().mark();
+        append(1);
+        assert!(log.needs_flush(), "one more than it has room for");
+        assert!(log.settle(mark));
+        assert!(log.needs_flush(), "that one is after the mark");
+        let mark = log.close_gate().mark();
+        assert!(log.settle(mark));
+        assert!(!log.wants_flush() && !log.needs_flush());
+    }
 
     #[test]
     fn a_record_is_read_as_it_was_written_and_not_when_a_byte_differs() {

@@ -108,10 +108,13 @@ impl Image {
     }
 
     /// Ends an operation that may have changed entries: flushes when more L2 slices are dirty than the budget can bear, and
-    /// when a change is not logged. No lock may be held.
+    /// when a change is not logged. A log that is half full has one operation flush, while the others go on. No lock may be held.
     pub(super) fn settle(&self, writer: &Writer) -> Result<()> {
-        let log_wants = writer.log.as_ref().is_some_and(Log::wants_flush);
-        if log_wants || self.tables.wants_flush() { self.flush() } else { Ok(()) }
+        let log = writer.log.as_ref();
+        if log.is_some_and(Log::needs_flush) || self.tables.wants_flush() {
+            return self.flush();
+        }
+        if log.is_some_and(Log::wants_flush) { self.flush_unless_running() } else { Ok(()) }
     }
 }
 
