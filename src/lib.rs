@@ -12,6 +12,7 @@ pub mod error;
 pub mod guestfs;
 mod idle;
 pub mod ops;
+mod pages;
 pub mod qcow2;
 pub mod serve;
 pub mod storage;

@@ -6,6 +6,7 @@ mod line;
 use super::{Progress, check_cancelled};
 use crate::disk::{Disk, DiskExtent, Walk};
 use crate::error::{Error, Result};
+use crate::pages::Pages;
 use crate::storage::Storage;
 use crate::store::{BLOCK, BlockSum, ContentSums, Sums};
 use crate::units::{GIB, GuestOffset, HostOffset, MIB, index, length};
@@ -150,8 +151,8 @@ struct Found {
 /// What a thread reads into.
 #[derive(Default)]
 struct Buffers {
-    new: Vec<u8>,
-    old: Vec<u8>,
+    new: Pages,
+    old: Pages,
 }
 
 /// What is known of a run of the disk without reading it.
@@ -435,7 +436,7 @@ impl<'a> Scan<'a> {
     fn work(&self, chunk: &Chunk, buf: &mut Buffers) -> Result<Found> {
         check_cancelled(self.progress)?;
         self.sink.more();
-        buf.new.resize(index(chunk.len), 0);
+        buf.new.resize(index(chunk.len));
         let sums = self.read_new(&mut buf.new, chunk)?;
         let runs = self.runs(buf, chunk)?;
         self.progress.advance(chunk.len);
@@ -496,7 +497,7 @@ impl<'a> Scan<'a> {
         for Part { range, differs } in &chunk.parts {
             let against = self.against.filter(|_| !differs);
             if let Some(against) = against {
-                buf.old.resize(range.len(), 0);
+                buf.old.resize(range.len());
                 read(against.disk, &mut buf.old, chunk.start + length(range.start))?;
             }
             let mut at = range.start;
