@@ -32,7 +32,7 @@ image() { "$COWSHED" path "$1"; }
 fill qcow2 "$(image own)" 1024 64 64 1
 fill qcow2 "$(image laid)" 1024 64 64 0
 fill qcow2 "$(image part)" 1024 256 64 2
-# A clone of so many layers, its base counted.
+# A clone of so many layers with data, its base counted.
 layers() {
     local number
     for number in $(seq $(($2 - 1))); do
