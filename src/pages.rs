@@ -14,7 +14,14 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// From now on `len` bytes; their content is left over from before.
+    /// `len` zeros.
+    pub(crate) fn new(len: usize) -> Self {
+        let mut pages = Self::default();
+        pages.resize(len);
+        pages
+    }
+
+    /// From now on `len` bytes; their content is left over from before, or zeros when there were never as many.
     pub(crate) fn resize(&mut self, len: usize) {
         if self.bytes.len() < len + PAGE {
             self.bytes = vec![0; len + PAGE];

@@ -8,6 +8,7 @@ use super::edit::{Answer, Limits, Line, Mode, Peer};
 use super::partitions::Bytes;
 use super::tool::{Ended, Tool};
 use crate::error::{Error, Result};
+use crate::pages::Pages;
 use crate::units::{GuestOffset, MIB, index};
 use crate::zero::is_zero;
 use std::fs::File;
@@ -37,7 +38,7 @@ pub fn fsck(program: &Path, volume: &dyn Bytes, folder: &Path) -> Result<Verdict
     let cannot = |error| Error::io("cannot write the file that e2fsck reads", error);
     let file = tempfile::tempfile_in(folder).map_err(cannot)?;
     file.set_len(volume.size()).map_err(cannot)?;
-    let mut scan = Scan { volume, file: &file, copied: 0, end: None };
+    let mut scan = Scan { volume, file: &file, copied: 0, piece: Pages::default(), end: None };
     let mut line = Line::start(program, volume.size(), Mode::Scan, Limits::default())?;
     while scan.end.is_none() {
         line.turn(&mut scan)?;
@@ -53,6 +54,8 @@ struct Scan<'a> {
     volume: &'a dyn Bytes,
     file: &'a File,
     copied: u64,
+    /// What is copied goes through here.
+    piece: Pages,
     /// That it is done, and what made it impossible.
     end: Option<Option<String>>,
 }
@@ -68,9 +71,9 @@ impl Scan<'_> {
         };
         let mut place = at;
         while place < end {
-            let mut buf = vec![0; index((end - place).min(PIECE))];
-            self.volume.read(&mut buf, GuestOffset(place))?;
-            for part in buf.chunks(GRAIN) {
+            self.piece.resize(index((end - place).min(PIECE)));
+            self.volume.read(&mut self.piece, GuestOffset(place))?;
+            for part in self.piece.chunks(GRAIN) {
                 if !is_zero(part) {
                     let wrote = self.file.write_all_at(part, place);
                     wrote.map_err(|error| Error::io("cannot write the file that e2fsck reads", error))?;

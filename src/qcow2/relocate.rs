@@ -9,6 +9,7 @@
 use super::commit::ranges;
 use super::movables::{Closed, Movable, What, sectors};
 use crate::error::{Error, Kind, Result};
+use crate::pages::Pages;
 use crate::storage::{Advice, Storage};
 use crate::units::{HostCluster, HostOffset, MIB, index, length};
 use std::collections::BTreeSet;
@@ -36,12 +37,12 @@ pub(super) struct Mover<'a> {
     /// Room for packed bytes, behind others in a cluster of their own.
     room: Range<u64>,
     /// What is copied goes through here.
-    piece: Vec<u8>,
+    piece: Pages,
 }
 
 impl<'a> Mover<'a> {
     pub(super) fn new(closed: Closed<'a>) -> Self {
-        Self { closed, cursor: 0, room: 0..0, piece: vec![0; index(PIECE)] }
+        Self { closed, cursor: 0, room: 0..0, piece: Pages::new(index(PIECE)) }
     }
 
     /// Moves `movables` (all of one level), or the first of them. Returns how many, and why not all.

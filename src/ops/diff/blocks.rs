@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::guestfs::partitions::Partition;
 use crate::ops::scan::{Against, Count, Sink, difference_in};
 use crate::ops::{Progress, check_cancelled};
+use crate::pages::Pages;
 use crate::units::{GuestOffset, MIB, index, length};
 use crate::zero::is_zero;
 use parking_lot::Mutex;
@@ -78,7 +79,7 @@ pub(super) fn count_places(
     }
     let len = new.1.len.max(old.1.len);
     progress.total(len);
-    let (mut a, mut b) = (vec![0; index(PIECE)], vec![0; index(PIECE)]);
+    let (mut a, mut b) = (Pages::new(index(PIECE)), Pages::new(index(PIECE)));
     let (mut at, mut found) = (0, 0);
     while at < len {
         check_cancelled(progress)?;

@@ -8,6 +8,7 @@ use crate::ops::merge::same::is_same;
 use crate::ops::merge::unified::unified;
 use crate::ops::merge::volumes::Volume;
 use crate::ops::{Progress, check_cancelled};
+use crate::pages::Pages;
 use crate::units::{GIB, MIB, index, length};
 use serde::Serialize;
 
@@ -179,7 +180,7 @@ impl File<'_, '_> {
     fn digest(&self, progress: &dyn Progress) -> Result<String> {
         let inode = self.volume.filesystem.inode(Ino(self.ino))?;
         let content = self.volume.filesystem.content(&inode)?;
-        let (mut hasher, mut buf, mut at) = (blake3::Hasher::new(), vec![0; PIECE], 0);
+        let (mut hasher, mut buf, mut at) = (blake3::Hasher::new(), Pages::new(PIECE), 0);
         progress.total(content.size());
         while at < content.size() {
             check_cancelled(progress)?;

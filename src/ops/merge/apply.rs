@@ -11,6 +11,7 @@ use crate::guestfs::edit::{Attributes, Edit, Editor, Kind, Node, Report, Volume}
 use crate::guestfs::ext4::Ino;
 use crate::guestfs::{Time, Verdict, fsck};
 use crate::ops::{Progress, check_cancelled};
+use crate::pages::Pages;
 use crate::units::{MIB, index, length};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -67,7 +68,7 @@ fn copy(editor: &mut Editor<'_>, node: Node, volumes: &Volumes<'_>, from: (Versi
     let inode = filesystem.inode(Ino(from.1))?;
     let content = filesystem.content(&inode)?;
     editor.send(Edit::Content { node, size: content.size() })?;
-    let mut buf = vec![0; PIECE];
+    let mut buf = Pages::new(PIECE);
     content.stream(&mut buf, |at, data| editor.write(node, at, data.to_vec()))
 }
 

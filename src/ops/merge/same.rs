@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::guestfs::ext4::{Extent, Ino};
 use crate::ops::scan::Against;
 use crate::ops::{Progress, check_cancelled};
+use crate::pages::Pages;
 use crate::units::{index, length};
 use std::ops::Range;
 
@@ -40,7 +41,7 @@ pub fn is_same(
     // Of most files nothing has to be read.
     let longest = ranges.iter().map(|range| range.end - range.start).max().unwrap_or(0);
     let piece = index(longest.min(length(PIECE)));
-    let (mut a, mut b) = (vec![0; piece], vec![0; piece]);
+    let (mut a, mut b) = (Pages::new(piece), Pages::new(piece));
     for range in ranges {
         let mut at = range.start;
         while at < range.end {

@@ -8,6 +8,7 @@ use super::handshake::{broken, skip};
 use super::reply::Replier;
 use super::request::{Command, HEADER, Refusal, Request, number};
 use super::{Agreed, Facts, MOST_DATA};
+use crate::pages::Pages;
 use crate::serve::Export;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -55,11 +56,9 @@ impl<R, W> Debug for Talk<'_, R, W> {
 }
 
 /// The first `len` bytes of a thread's buffer.
-pub(super) fn room(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
-    if buffer.len() < len {
-        buffer.resize(len, 0);
-    }
-    &mut buffer[..len]
+pub(super) fn room(buffer: &mut Pages, len: usize) -> &mut [u8] {
+    buffer.resize(len);
+    buffer
 }
 
 /// Writes all of `parts`, in one go as long as they fit.
@@ -90,7 +89,7 @@ impl<'a, R: Read, W: Write> Talk<'a, R, W> {
 
     /// Takes requests and answers them until there are no more.
     pub fn work(&self) {
-        let mut buffer = Vec::new();
+        let mut buffer = Pages::default();
         while let Some((request, rest)) = self.take(&mut buffer) {
             let answered = match rest {
                 Ok(Rest::All(command)) => self.execute(&request, command, &mut buffer),
@@ -105,7 +104,7 @@ impl<'a, R: Read, W: Write> Talk<'a, R, W> {
     }
 
     /// The next request, with the data of a short write in `buffer`.
-    fn take(&self, buffer: &mut Vec<u8>) -> Option<(Request, Result<Rest, Refusal>)> {
+    fn take(&self, buffer: &mut Pages) -> Option<(Request, Result<Rest, Refusal>)> {
         let mut incoming = self.incoming.lock();
         if incoming.ended {
             return None;
@@ -124,7 +123,7 @@ impl<'a, R: Read, W: Write> Talk<'a, R, W> {
     fn receive(
         &self,
         incoming: &mut Incoming<R>,
-        buffer: &mut Vec<u8>,
+        buffer: &mut Pages,
     ) -> io::Result<Option<(Request, Result<Rest, Refusal>)>> {
         let from = &mut incoming.from;
         let mut header = [0; HEADER];
@@ -157,7 +156,7 @@ impl<'a, R: Read, W: Write> Talk<'a, R, W> {
         &self,
         request: &Request,
         from: &mut R,
-        buffer: &mut Vec<u8>,
+        buffer: &mut Pages,
     ) -> io::Result<Result<Rest, Refusal>> {
         let (mut at, mut left) = (request.start(), index(request.len.into()));
         if left <= PIECE {

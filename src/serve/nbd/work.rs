@@ -6,6 +6,7 @@ use super::request::{Command, Refusal, Request};
 use super::status;
 use super::talk::{PIECE, Talk, room, write_all};
 use crate::error::{Error, Result};
+use crate::pages::Pages;
 use crate::units::{GuestOffset, index, length};
 use std::io::{self, IoSlice, Read, Write};
 
@@ -19,12 +20,7 @@ impl<R: Read, W: Write> Talk<'_, R, W> {
     ///
     /// # Errors
     /// When the answer cannot be given.
-    pub(super) fn execute(
-        &self,
-        request: &Request,
-        command: Command,
-        buffer: &mut Vec<u8>,
-    ) -> io::Result<()> {
+    pub(super) fn execute(&self, request: &Request, command: Command, buffer: &mut Pages) -> io::Result<()> {
         let (at, len) = (request.start(), u64::from(request.len));
         match command {
             Command::Read { whole } if whole || !self.agreed.structured => self.read_whole(request, buffer),
@@ -58,7 +54,7 @@ impl<R: Read, W: Write> Talk<'_, R, W> {
     }
 
     /// Sends what is asked for as chunks, in pieces, holes as such. Answers of other requests may come between the pieces.
-    fn read_runs(&self, request: &Request, buffer: &mut Vec<u8>) -> io::Result<()> {
+    fn read_runs(&self, request: &Request, buffer: &mut Pages) -> io::Result<()> {
         let (mut at, end) = (request.at, request.at + u64::from(request.len));
         if at == end {
             return self.reply(request, |reply| reply.none());
@@ -120,7 +116,7 @@ impl<R: Read, W: Write> Talk<'_, R, W> {
 
     /// Sends what is asked for in one piece. One that is longer than the buffer is read on the way, and nothing else is sent
     /// meanwhile.
-    fn read_whole(&self, request: &Request, buffer: &mut Vec<u8>) -> io::Result<()> {
+    fn read_whole(&self, request: &Request, buffer: &mut Pages) -> io::Result<()> {
         let len = index(request.len.into());
         let first = room(buffer, len.min(PIECE));
         if let Err(error) = self.read(first, request.at) {
@@ -153,7 +149,7 @@ impl<R: Read, W: Write> Talk<'_, R, W> {
     }
 
     /// Sends what comes behind the first piece; what went wrong on the way, which only a reply in chunks can still tell.
-    fn send_rest(&self, request: &Request, to: &mut W, buffer: &mut Vec<u8>) -> io::Result<Option<Refusal>> {
+    fn send_rest(&self, request: &Request, to: &mut W, buffer: &mut Pages) -> io::Result<Option<Refusal>> {
         let (mut sent, len) = (PIECE, index(request.len.into()));
         let mut failed = None;
         while sent < len {
