@@ -19,8 +19,8 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-/// Records that a log holds at most: 5 MiB. A commit is due when half of them are in use.
-const CAPACITY: u64 = length(size(1 << 17, 8));
+/// Records that a log holds at most: 10 MiB. A commit is due when half of them are in use.
+const CAPACITY: u64 = length(size(1 << 18, 8));
 const RECORD: u64 = length(RawLogRecord::SIZE);
 /// Bytes that the sum of a head and of a record covers.
 const HEAD_SUMMED: usize = 44;
