@@ -39,7 +39,7 @@ pub fn is_same(
     // What is a hole in both is skipped.
     let ranges = without(union(contents[0].data(), contents[1].data()), &known);
     // Of most files nothing has to be read.
-    let longest = ranges.iter().map(|range| range.end - range.start).max().unwrap_or(0);
+    let Some(longest) = ranges.iter().map(|range| range.end - range.start).max() else { return Ok(true) };
     let piece = index(longest.min(length(PIECE)));
     let (mut a, mut b) = (Pages::new(piece), Pages::new(piece));
     for range in ranges {
